@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+// Every struct and enum that the programs share with user space. Package api/kernel is generated from this file: run
+// `make generate` after a change, and raise CDT_SCHEMA when the layout of a pinned map changes.
+#pragma once
+
+#include <linux/types.h>
+
+// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet in one map.
+#define CDT_SCHEMA 1
+
+// How many addresses one pod may have: dual stack on several interfaces.
+#define CDT_MAX_ADDRS 8
+
+// Mark of a steered socket. A rule in the pod's namespace (pref 100) turns marked packets round on lo.
+#define CDT_MARK 0x4d1
+
+// An address in network order; IPv4 is held v4-mapped (::ffff:a.b.c.d), so that every path is written once.
+struct cdt_addr {
+	union {
+		__u8 b[16];
+		__be32 w[4];
+	};
+};
+
+// Listeners of one pod, in cdt_listeners. Equal to Slot in api/node.
+enum cdt_slot {
+	CDT_SLOT_IN_V4,
+	CDT_SLOT_IN_V6,
+	CDT_SLOT_OUT_V4,
+	CDT_SLOT_OUT_V6,
+	CDT_SLOT__COUNT,
+};
+
+// What a socket is to the mesh. Held in 16 bits.
+typedef __u16 cdt_kind_t;
+enum cdt_kind {
+	CDT_KIND_NONE,
+	CDT_KIND_PROXY,	  // set by the proxy: its own socket, never steered
+	CDT_KIND_VIRTUAL, // set by the proxy: as PROXY, and the accepting application shall see addr:port as its peer
+	CDT_KIND_PEER,	  // set by sockops: an application's accepted socket, whose peer is shown as addr:port
+	CDT_KIND_PASSED,  // set by connect: let through and counted, because no proxy was alive
+};
+
+// Value of cdt_tags, the socket storage. The proxy writes it by descriptor before it connects. 20 bytes, no padding.
+struct cdt_sock_tag {
+	struct cdt_addr addr;
+	__be16 port;
+	cdt_kind_t kind;
+};
+
+// How a pod is treated; a set of bits.
+enum cdt_pod_flag {
+	CDT_POD_FLAG_OUT_OPEN = 1, // no outbound listener alive: connect directly; otherwise refuse
+	CDT_POD_FLAG_IN_OPEN = 2,  // no inbound listener alive: hand to the application; otherwise refuse
+	CDT_POD_FLAG_LEFT = 4,     // un-enrolled: nothing is steered; kept so that what was steered can end in order
+};
+
+// Value of cdt_pods, keyed by network namespace cookie.
+struct cdt_pod {
+	enum cdt_pod_flag flags;
+	__u32 naddrs;
+	struct cdt_addr addrs[CDT_MAX_ADDRS];
+};
+
+// Key of cdt_listeners.
+struct cdt_listener_key {
+	__u64 cookie;
+	enum cdt_slot slot;
+	__u32 pad;
+};
+
+// Key of cdt_carry: the 4-tuple of a connection from the proxy to an application, inside one namespace. Ports are in
+// host order.
+struct cdt_carry_key {
+	__u64 cookie;
+	struct cdt_addr src;
+	struct cdt_addr dst;
+	__u16 sport;
+	__u16 dport;
+	__u32 pad;
+};
+
+// Why a connection of an enrolled pod did not go through the proxy.
+enum cdt_bypass {
+	CDT_BYPASS_LOCAL,     // to the pod itself, loopback, or a link-local address
+	CDT_BYPASS_PROXY,     // the proxy's own connection
+	CDT_BYPASS_DOWN_OPEN, // outbound, no proxy alive, mode open: connected directly
+	CDT_BYPASS_REFUSED,   // outbound, no proxy alive, mode closed: refused
+	CDT_BYPASS_IN_OPEN,   // inbound, no proxy alive, mode open: handed to the application
+	CDT_BYPASS_IN_REFUSED, // inbound, no proxy alive, mode closed: refused
+	CDT_BYPASS_UNSEEN,    // fault: a SYN left that the connect hook had not judged
+	CDT_BYPASS_UNROUTED,  // fault: a steered SYN left by a real interface: the pod's rule or routes are gone
+	CDT_BYPASS__COUNT,
+};
+
+// Value of cdt_counters (per CPU), keyed by network namespace cookie.
+struct cdt_counters {
+	__u64 created; // TCP sockets created in the namespace, the proxy's own included
+	__u64 steered; // connects handed to the proxy
+	__u64 bypassed[CDT_BYPASS__COUNT];
+};
