@@ -1,0 +1,135 @@
+package balance
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"conduit.io/conduit/proxy/table"
+)
+
+func eps(n int) []table.Endpoint {
+	out := make([]table.Endpoint, n)
+	for i := range out {
+		out[i].Addr = netip.MustParseAddrPort(fmt.Sprintf("10.0.0.%d:80", i+1))
+	}
+	return out
+}
+
+func seeded(t *testing.T, n int) *Balancer {
+	t.Helper()
+	b := New(rand.New(rand.NewPCG(1, 2)).IntN)
+	b.Update(1, eps(n))
+	return b
+}
+
+func TestNoEndpoints(t *testing.T) {
+	if e := seeded(t, 0).Pick(0, nil); e != nil {
+		t.Errorf("picked %v out of nothing", e.Addr)
+	}
+}
+
+func TestEvenSpreadWhileStreamsStayOpen(t *testing.T) {
+	b := seeded(t, 4)
+	for range 400 {
+		b.Pick(0, nil).Start()
+	}
+	for _, e := range b.eps {
+		if e.Active() < 90 || e.Active() > 110 {
+			t.Errorf("%v carries %d of 400 streams", e.Addr, e.Active())
+		}
+	}
+}
+
+func TestSlowEndpointGetsLess(t *testing.T) {
+	b := seeded(t, 4)
+	now := int64(0)
+	count := map[netip.AddrPort]int{}
+	for range 4000 {
+		now += int64(time.Millisecond)
+		e := b.Pick(now, nil)
+		count[e.Addr]++
+		l := time.Millisecond
+		if e == b.eps[0] {
+			l = 100 * time.Millisecond
+		}
+		e.Observe(now, l)
+	}
+	if slow := count[b.eps[0].Addr]; slow > 40 || slow == 0 {
+		t.Errorf("the slow endpoint got %d of 4000 streams; want a few, not none", slow)
+	}
+}
+
+func TestEjectionBacksOffAndEnds(t *testing.T) {
+	b := seeded(t, 3)
+	bad := b.eps[1]
+	now := int64(0)
+	for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second} {
+		bad.Failed(now)
+		if got := time.Duration(bad.until - now); got != want {
+			t.Errorf("ejection %d lasts %s, want %s", i, got, want)
+		}
+		for range 200 {
+			if b.Pick(now, nil) == bad {
+				t.Fatalf("an ejected endpoint was picked")
+			}
+		}
+		now = bad.until
+	}
+	for i := 0; b.Pick(now, nil) != bad; i++ {
+		if i > 1000 {
+			t.Fatal("the endpoint does not come back when its ejection ends")
+		}
+	}
+	for range 20 {
+		bad.Failed(now)
+	}
+	if got := time.Duration(bad.until - now); got != maxEjection {
+		t.Errorf("longest ejection is %s, want %s", got, maxEjection)
+	}
+	bad.Connected()
+	if bad.Ejected(now) {
+		t.Error("still ejected after a connection")
+	}
+}
+
+func TestAllEjectedStillServes(t *testing.T) {
+	for _, n := range []int{1, 2, 3} {
+		b := seeded(t, n)
+		for _, e := range b.eps {
+			e.Failed(0)
+		}
+		if b.Pick(1, nil) == nil {
+			t.Errorf("%d endpoints, all ejected: none picked", n)
+		}
+	}
+}
+
+func TestTriedIsAvoided(t *testing.T) {
+	b := seeded(t, 3)
+	b.eps[2].Failed(0) // ejected, but better than one that just failed this very stream
+	tried := []*Endpoint{b.eps[0], b.eps[1]}
+	for range 50 {
+		if e := b.Pick(1, tried); e != b.eps[2] {
+			t.Fatalf("picked %v again", e.Addr)
+		}
+	}
+	if e := b.Pick(1, b.eps); e == nil {
+		t.Error("all tried: want any, got none")
+	}
+}
+
+func TestUpdateKeepsWhatWasLearnt(t *testing.T) {
+	b := seeded(t, 3)
+	keep, gone := b.eps[1], b.eps[2]
+	keep.Start()
+	keep.Failed(0)
+	gone.Start()
+	b.Update(2, eps(2))
+	if b.Len() != 2 || b.Generation() != 2 || b.eps[1] != keep || keep.Active() != 1 || !keep.Ejected(1) {
+		t.Errorf("state was lost")
+	}
+	gone.End() // its last stream ends after it left: harmless
+}

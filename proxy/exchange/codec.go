@@ -1,0 +1,257 @@
+package exchange
+
+import (
+	"conduit.io/conduit/mesh"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// Side names one of the two ends of a Stream.
+type Side uint8
+
+// The sides.
+const (
+	Down Side = 0 // the codec that received the request
+	Up   Side = 1 // the codec that carries it on
+)
+
+// Half is what a codec offers the Stream. Its methods write to the codec's connection and never call the Stream back.
+type Half interface {
+	// Write takes as much of p as flow control and the connection's backlog allow, and returns how much. With end,
+	// and when all of p was taken, the end of the body follows it. A codec that took less calls Stream.Pump later.
+	Write(s *Stream, p []byte, end bool) int
+	// WriteTrailers ends the body with trailer fields; all bytes have been written before.
+	WriteTrailers(s *Stream, f []hpack.HeaderField)
+	// Credit says that n more of the bytes that this codec delivered have been taken by the other side.
+	Credit(s *Stream, n int)
+	// Detach ends the codec's part in s, with a reset if its exchange is not complete. It must not use s afterwards.
+	Detach(s *Stream, e Ending)
+}
+
+// Downstream is the Half of a server codec.
+type Downstream interface {
+	Half
+	// WriteHead sends a response head: an interim one (1xx, end false) or the final one.
+	WriteHead(s *Stream, h *Head, end bool)
+}
+
+// Ending is how a stream came to its end.
+type Ending struct {
+	Clean  bool        // the exchange is complete as far as the other side is concerned
+	Quiet  bool        // nobody failed: the connection is wanted for something else
+	Reason mesh.Reason // why, when neither
+	Code   uint32      // the HTTP/2 error code that the other side sent, if it did (RFC 9113, 7)
+}
+
+// Port is a codec's own state of one stream, kept in the Stream so that a stream costs no further allocation.
+type Port struct {
+	ID      uint32 // HTTP/2 stream identifier
+	Window  int32  // what may be sent; negative after a SETTINGS change
+	Unacked int32  // forwarded bytes not yet credited to the peer
+	Held    int32  // bytes delivered to the Stream and not yet forwarded
+	Left    int64  // announced body bytes still to come; -1: not announced
+	GotEnd  bool   // the peer has finished sending
+	SentEnd bool   // we have finished sending
+	Blocked bool   // in the connection's list of blocked streams
+}
+
+// Ref refers to a stream that may have been reused since.
+type Ref struct {
+	S   *Stream
+	Gen uint32
+}
+
+// Live reports whether the stream is still the one that was meant.
+func (r Ref) Live() bool { return r.S.gen == r.Gen }
+
+// Ref is a reference to s that becomes stale when s ends.
+func (s *Stream) Ref() Ref { return Ref{S: s, Gen: s.gen} }
+
+// NewStream takes a stream from the pool for a downstream codec, which then sets its Port and calls Open.
+func (p *Pool) NewStream(d Downstream, h Handler, o *ServerOptions) *Stream {
+	s := p.get()
+	s.handler, s.clock, s.Conn = h, o.Clock, o.Conn
+	s.down, s.half[Down] = d, d
+	s.Start = o.Clock.Now()
+	return s
+}
+
+// Open hands the request to the Handler; end says that it has no body. The stream may have ended on return.
+func (s *Stream) Open(req *Head, end bool) {
+	s.Req = req
+	s.got[Down] = end
+	s.handler.Request(s)
+}
+
+// RequestEnded reports whether the request's head can carry the end of the request: nothing follows it.
+func (s *Stream) RequestEnded() bool {
+	return s.got[Down] && s.q[Up].len() == 0 && s.reqTrail == nil
+}
+
+// Attach makes u the upstream half after it has sent the request's head, with the end of the request if ended, and
+// sends on what of the body has arrived.
+func (s *Stream) Attach(u Half, ended bool) {
+	s.half[Up] = u
+	if ended {
+		s.sent[Up] = true
+		return
+	}
+	s.Pump(Up)
+}
+
+// Data carries body bytes that arrived at from; they are valid during the call only. end: the body ends with them.
+func (s *Stream) Data(from Side, p []byte, end bool) {
+	to := 1 - from
+	if from == Down {
+		s.ReqBytes += uint64(len(p))
+	} else {
+		s.ResBytes += uint64(len(p))
+		if s.FirstByte == 0 {
+			s.FirstByte = s.clock.Now()
+		}
+	}
+	s.ports[from].Held += int32(len(p))
+	s.got[from] = end
+	if s.dropping(to) {
+		s.credit(from, len(p))
+		return
+	}
+	sink := s.half[to]
+	if sink != nil && s.q[to].len() == 0 {
+		n := sink.Write(s, p, end)
+		s.forwarded(to, p[:n])
+		if n == len(p) {
+			if end {
+				s.ended(to)
+			}
+			return
+		}
+		p = p[n:]
+	}
+	s.q[to].push(s.pool, p)
+}
+
+// TrailersFrom ends the body that comes from a side with trailer fields, which are copied.
+func (s *Stream) TrailersFrom(from Side, f []hpack.HeaderField) {
+	s.got[from] = true
+	if from == Up {
+		s.Trailers = append(s.trailBuf[:0], f...)
+	} else {
+		s.reqTrail = append(make([]hpack.HeaderField, 0, len(f)), f...)
+	}
+	if !s.dropping(1 - from) {
+		s.Pump(1 - from)
+	}
+}
+
+// Pump sends on what is queued toward a side; its codec calls it when it can take more.
+func (s *Stream) Pump(to Side) {
+	sink := s.half[to]
+	if sink == nil || s.sent[to] || to == Down && !s.headSent {
+		return
+	}
+	from := 1 - to
+	trail := s.trailers(to)
+	b := s.q[to].bytes()
+	end := s.got[from] && trail == nil
+	if len(b) == 0 && !s.got[from] {
+		return
+	}
+	if len(b) > 0 || end {
+		n := sink.Write(s, b, end)
+		s.forwarded(to, b[:n])
+		s.q[to].pop(s.pool, n)
+		if n < len(b) {
+			return
+		}
+	}
+	if !s.got[from] {
+		return
+	}
+	if trail != nil {
+		sink.WriteTrailers(s, trail)
+	}
+	s.ended(to)
+}
+
+// Interim carries a 1xx response other than 101.
+func (s *Stream) Interim(h *Head) {
+	if s.headSent {
+		return
+	}
+	s.interim = true
+	s.dropReplay()
+	s.down.WriteHead(s, h, false)
+}
+
+// ResponseHead carries the final response head from the upstream codec; end: there is no body. tunnel: both sides go on
+// as a byte stream (CONNECT, Upgrade).
+func (s *Stream) ResponseHead(h *Head, end, tunnel bool) {
+	s.Res = h
+	s.Tunnel = tunnel
+	if h.Major != 0 {
+		s.FirstByte = s.clock.Now()
+	}
+	s.dropReplay()
+	r := s.Ref()
+	s.handler.Response(s)
+	if !r.Live() || s.local {
+		return
+	}
+	if s.Req.Major == 0 && !tunnel { // a tunnel was refused: an opaque client cannot be told why
+		reason := mesh.Reason(h.Get(mesh.ReasonHeader))
+		if reason == "" {
+			reason = mesh.ReasonUpstreamReset
+		}
+		s.Reason = reason
+		s.finish(Ending{Reason: reason})
+		return
+	}
+	s.headSent = true
+	s.down.WriteHead(s, h, end)
+	if end {
+		s.got[Up] = true
+		s.ended(Down)
+	}
+}
+
+// Abort says that the half of from is gone: its connection broke or its peer reset the stream. code is the HTTP/2
+// error code, if one was received. unprocessed: the server said that it did nothing with the request.
+func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed bool) {
+	if s.dead {
+		return
+	}
+	s.half[from] = nil
+	if from == Down {
+		s.down = nil
+		s.Reason = reason
+		s.finish(Ending{Reason: reason, Code: code})
+		return
+	}
+	if s.Res == nil && !s.interim && !s.replayLost && s.down != nil {
+		s.rewind()
+		s.Unprocessed = unprocessed
+		r := s.Ref()
+		if s.handler.Lost(s, reason) || !r.Live() || s.local {
+			return
+		}
+	}
+	if s.Res == nil && (code == 0 || s.Req.Major != 2) {
+		s.Fail(502, reason, "the upstream server ended the exchange before it answered")
+		return
+	}
+	s.Reason = reason
+	s.finish(Ending{Reason: reason, Code: code})
+}
+
+// Leave ends a stream because its downstream connection is wanted for something else.
+func (s *Stream) Leave() {
+	s.half[Down], s.down = nil, nil
+	s.finish(Ending{Quiet: true})
+}
+
+// Port is the state of the codec on side i.
+func (s *Stream) Port(i Side) *Port { return &s.ports[i] }
+
+// Ended reports whether s is over.
+func (s *Stream) Ended() bool { return s.dead }

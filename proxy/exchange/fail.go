@@ -1,0 +1,69 @@
+package exchange
+
+import (
+	"strconv"
+	"strings"
+
+	"conduit.io/conduit/mesh"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// Fail answers with a failure that the mesh made: a short text with a conduit-reason field; for gRPC a trailers-only
+// response; for an opaque connection, or after the response has begun, a reset. The stream may have ended on return.
+func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
+	if s.dead {
+		return
+	}
+	s.Reason = reason
+	rf := hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(reason)}
+	if s.Req.Major != 0 && strings.HasPrefix(s.Req.Get("content-type"), "application/grpc") {
+		s.Respond(200, []hpack.HeaderField{
+			{Name: "content-type", Value: "application/grpc"},
+			{Name: "grpc-status", Value: strconv.Itoa(GRPCStatus(reason))},
+			{Name: "grpc-message", Value: grpcMessage(detail)},
+			rf,
+		}, nil)
+		return
+	}
+	s.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: "text/plain; charset=utf-8"}, rf}, []byte(detail))
+}
+
+// GRPCStatus is the gRPC status code that stands for a reason.
+func GRPCStatus(reason mesh.Reason) int {
+	switch reason {
+	case mesh.ReasonTimeout, mesh.ReasonConnectTimeout:
+		return 4 // DEADLINE_EXCEEDED
+	case mesh.ReasonPlaintext, mesh.ReasonPeerIdentity, mesh.ReasonNotMeshTarget:
+		return 7 // PERMISSION_DENIED
+	case mesh.ReasonConnect, mesh.ReasonTLS, mesh.ReasonNoEndpoints, mesh.ReasonOverload, mesh.ReasonDraining,
+		mesh.ReasonUpstreamReset, mesh.ReasonNoCertificate, mesh.ReasonUnknownPod:
+		return 14 // UNAVAILABLE
+	}
+	return 13 // INTERNAL
+}
+
+// grpcMessage percent-encodes what a grpc-message may not hold (gRPC over HTTP/2, "Responses").
+func grpcMessage(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '%' {
+			b.WriteByte('%')
+			b.WriteByte("0123456789ABCDEF"[c>>4])
+			b.WriteByte("0123456789ABCDEF"[c&15])
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+func withLength(f []hpack.HeaderField, n int) []hpack.HeaderField {
+	out := make([]hpack.HeaderField, 0, len(f)+1)
+	for _, x := range f {
+		if x.Name != "content-length" {
+			out = append(out, x)
+		}
+	}
+	return append(out, hpack.HeaderField{Name: "content-length", Value: strconv.Itoa(n)})
+}

@@ -1,0 +1,112 @@
+package exchange
+
+import "golang.org/x/net/http2/hpack"
+
+const (
+	bufSize     = 16 << 10
+	maxFreeBufs = 32
+	maxFree     = 1024 // streams
+)
+
+// Pool keeps streams and buffers for reuse. One Pool serves every connection of one shard loop; it does not lock.
+type Pool struct {
+	// Fields and Bytes are scratch space, valid until the next use by anybody.
+	Fields []hpack.HeaderField
+	Bytes  []byte
+
+	free  *Stream
+	nfree int
+	bufs  [][]byte
+}
+
+// NewPool makes an empty Pool.
+func NewPool() *Pool { return &Pool{} }
+
+func (p *Pool) get() *Stream {
+	s := p.free
+	if s == nil {
+		return &Stream{pool: p}
+	}
+	p.free, s.next = s.next, nil
+	p.nfree--
+	s.dead = false
+	return s
+}
+
+func (p *Pool) put(s *Stream) {
+	s.q[0].reset(p)
+	s.q[1].reset(p)
+	tb, rp := s.trailBuf, s.replay
+	if s.Trailers != nil && cap(s.Trailers) <= 16 {
+		tb = s.Trailers
+	}
+	clear(tb[:cap(tb)])
+	*s = Stream{pool: p, gen: s.gen + 1, trailBuf: tb[:0], replay: rp[:0], dead: true}
+	if p.nfree >= maxFree {
+		return
+	}
+	s.next, p.free = p.free, s
+	p.nfree++
+}
+
+// Buffer is an empty buffer of 16 KiB capacity; give it back with Release.
+func (p *Pool) Buffer() []byte {
+	if n := len(p.bufs); n > 0 {
+		b := p.bufs[n-1]
+		p.bufs = p.bufs[:n-1]
+		return b
+	}
+	return make([]byte, 0, bufSize)
+}
+
+// Release takes a buffer back; one that grew far is left to the garbage collector.
+func (p *Pool) Release(b []byte) {
+	if cap(b) < bufSize || cap(b) > 4*bufSize || len(p.bufs) >= maxFreeBufs {
+		return
+	}
+	p.bufs = append(p.bufs, b[:0])
+}
+
+// queue is a byte queue in one pooled buffer.
+type queue struct {
+	b   []byte
+	off int
+}
+
+func (q *queue) len() int      { return len(q.b) - q.off }
+func (q *queue) bytes() []byte { return q.b[q.off:] }
+
+func (q *queue) push(p *Pool, d []byte) {
+	if len(d) == 0 {
+		return
+	}
+	if q.b == nil {
+		q.b = p.Buffer()
+	}
+	if q.off > 0 && len(q.b)+len(d) > cap(q.b) {
+		n := copy(q.b, q.b[q.off:])
+		q.b, q.off = q.b[:n], 0
+	}
+	q.b = append(q.b, d...)
+}
+
+func (q *queue) unshift(p *Pool, d []byte) {
+	n := q.len()
+	b := append(append(make([]byte, 0, len(d)+n), d...), q.bytes()...)
+	q.reset(p)
+	q.b = b
+}
+
+func (q *queue) pop(p *Pool, n int) {
+	q.off += n
+	if q.off == len(q.b) {
+		q.reset(p)
+	}
+}
+
+func (q *queue) reset(p *Pool) {
+	if q.b != nil {
+		p.Release(q.b)
+	}
+	q.b, q.off = nil, 0
+}

@@ -1,0 +1,162 @@
+package h1
+
+import (
+	"errors"
+
+	"conduit.io/conduit/proxy/exchange"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// maxExt bounds the chunk extensions of one message; they carry nothing, and cost (CVE-2023-39326).
+const maxExt = 16 << 10
+
+var errChunk = errors.New("malformed chunked body")
+
+const (
+	chSize = iota
+	chExt
+	chSizeLF
+	chData
+	chDataCR
+	chDataLF
+	chTrailer
+)
+
+// chunked decodes the chunked transfer coding (RFC 9112, 7.1), however it is cut.
+type chunked struct {
+	state  uint8
+	digits uint8
+	left   int64
+	ext    int
+	trail  []byte // trailer section so far
+}
+
+func (d *chunked) reset() { *d = chunked{trail: d.trail[:0]} }
+
+// next consumes n bytes of p, and returns the first body bytes that it found among them. done: the body and its
+// trailer section are complete, and p[n:] is behind them.
+func (d *chunked) next(p []byte) (n int, data []byte, done bool, err error) {
+	for n < len(p) {
+		if d.state == chData {
+			k := int(min(int64(len(p)-n), d.left))
+			d.left -= int64(k)
+			if d.left == 0 {
+				d.state = chDataCR
+			}
+			return n + k, p[n : n+k], false, nil
+		}
+		c := p[n]
+		n++
+		if d.state == chTrailer {
+			done, err = d.trailer(c)
+			if done || err != nil {
+				return n, nil, done, err
+			}
+			continue
+		}
+		if err := d.step(c); err != nil {
+			return n, nil, false, err
+		}
+	}
+	return n, nil, false, nil
+}
+
+func (d *chunked) step(c byte) error {
+	switch d.state {
+	case chSize:
+		switch v, ok := hex(c); {
+		case ok && d.digits < 15:
+			d.left = d.left<<4 | int64(v)
+			d.digits++
+		case c == ';' && d.digits > 0:
+			d.state = chExt
+		case c == '\r' && d.digits > 0:
+			d.state = chSizeLF
+		default:
+			return errChunk
+		}
+	case chExt:
+		if c == '\r' {
+			d.state = chSizeLF
+			break
+		}
+		if d.ext++; d.ext > maxExt || c < 0x20 && c != '\t' || c == 0x7f {
+			return errChunk
+		}
+	case chSizeLF:
+		if c != '\n' {
+			return errChunk
+		}
+		d.digits = 0
+		d.state = chData
+		if d.left == 0 {
+			d.state = chTrailer
+		}
+	case chDataCR:
+		if c != '\r' {
+			return errChunk
+		}
+		d.state = chDataLF
+	case chDataLF:
+		if c != '\n' {
+			return errChunk
+		}
+		d.state = chSize
+	}
+	return nil
+}
+
+func (d *chunked) trailer(c byte) (bool, error) {
+	d.trail = append(d.trail, c)
+	if c != '\n' {
+		if len(d.trail) > maxHead {
+			return false, errTooLarge
+		}
+		return false, nil
+	}
+	t := d.trail
+	if len(t) < 2 || t[len(t)-2] != '\r' {
+		return false, errBareLF
+	}
+	return len(t) == 2 || t[len(t)-3] == '\n', nil
+}
+
+// fields parses the trailer section of a complete body. Fields that frame or route a message are dropped
+// (RFC 9110, 6.5.1).
+func (d *chunked) fields(pool *exchange.Pool, internal bool) ([]hpack.HeaderField, error) {
+	if len(d.trail) <= 2 {
+		return nil, nil
+	}
+	b := append([]byte{'\n'}, d.trail...) // the first line has a name, too
+	t := text(pool, b)[1:]
+	if cap(d.trail) > 1<<10 {
+		d.trail = nil
+	}
+	fr := framing{length: -1}
+	f, err := parseFields(t, &fr, internal, nil)
+	if err != nil {
+		return nil, err
+	}
+	out := f[:0]
+	for _, x := range f {
+		switch x.Name {
+		case "content-length", "host", "trailer", "authorization", "content-encoding", "content-type", "content-range", "set-cookie":
+		default:
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
+func hex(c byte) (byte, bool) {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0', true
+	case c >= 'a' && c <= 'f':
+		return c - 'a' + 10, true
+	case c >= 'A' && c <= 'F':
+		return c - 'A' + 10, true
+	}
+	return 0, false
+}

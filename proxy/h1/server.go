@@ -1,0 +1,413 @@
+// Package h1 speaks HTTP/1.1 (RFC 9112) on both sides of an exchange.
+package h1
+
+import (
+	"bytes"
+	"errors"
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/flow"
+)
+
+const (
+	// HeadTimeout is how long a request head may take from its first byte.
+	HeadTimeout = 10 * time.Second
+	// IdleTimeout is how long a client's connection may stay without a request.
+	IdleTimeout = 5 * time.Minute
+	// lingerTimeout and lingerMax bound the reading of a request whose answer has been sent already, so that the
+	// answer is not lost to a reset.
+	lingerTimeout = 2 * time.Second
+	lingerMax     = 1 << 20
+	// memoMax bounds the head that is kept for comparison with the next one.
+	memoMax = 1 << 10
+)
+
+type state uint8
+
+const (
+	stHead    state = iota // waiting for a head, or reading it
+	stBody                 // reading a body of known length
+	stChunk                // reading a chunked body
+	stWait                 // the request is complete, its response is not
+	stUpgrade              // CONNECT or Upgrade was asked for and not answered
+	stTunnel               // bytes both ways
+	stEOF                  // client side: a body that ends with the connection
+	stLinger               // discarding
+	stOver                 // closed, or closing
+)
+
+// Server is the downstream codec of one HTTP/1.1 connection; it implements flow.Receiver.
+type Server struct {
+	c    flow.Conn
+	h    exchange.Handler
+	o    exchange.ServerOptions
+	s    *exchange.Stream
+	out  body
+	gate exchange.Gate
+
+	in      []byte // bytes not yet consumed
+	scan    int    // how many of them are known to hold no end of a head
+	chunk   chunked
+	left    int64
+	state   state
+	minor   int
+	busy    bool // in feed
+	eof     bool
+	closing bool // the connection ends with the current exchange
+	drain   bool
+	kicked  bool // a call of resume is pending
+
+	memo      []byte // the last head as received, and what it meant
+	memoHead  *exchange.Head
+	memoFrame framing
+
+	headTimer, idleTimer, lingerTimer flow.Timer
+	lastUse                           int64
+	lingered                          int
+}
+
+// NewServer makes itself the receiver of c. Bytes that were read before are handed on with Data.
+func NewServer(c flow.Conn, h exchange.Handler, o exchange.ServerOptions) *Server {
+	if o.Pool == nil {
+		o.Pool = exchange.NewPool()
+	}
+	sv := &Server{c: c, h: h, o: o, out: body{c: c}}
+	sv.lastUse = o.Clock.Now()
+	sv.idleTimer = o.Clock.After(IdleTimeout, sv.idle)
+	c.SetReceiver(sv)
+	return sv
+}
+
+// idle closes a connection that has had no request for long.
+func (sv *Server) idle() {
+	sv.idleTimer = nil
+	if sv.state == stOver {
+		return
+	}
+	rest := IdleTimeout - time.Duration(sv.o.Clock.Now()-sv.lastUse)
+	if sv.s == nil && sv.state == stHead && rest <= 0 {
+		sv.shut()
+		return
+	}
+	sv.idleTimer = sv.o.Clock.After(max(rest, IdleTimeout/4), sv.idle)
+}
+
+// shut closes the connection in order.
+func (sv *Server) shut() {
+	sv.state = stOver
+	sv.c.Close()
+}
+
+// Data implements flow.Receiver.
+func (sv *Server) Data(p []byte) {
+	if sv.in == nil {
+		sv.keep(p, sv.run(p))
+		return
+	}
+	sv.in = append(sv.in, p...)
+	sv.keep(nil, sv.run(sv.in))
+}
+
+func (sv *Server) run(p []byte) int {
+	sv.busy = true
+	n := sv.feed(p)
+	sv.busy = false
+	return n
+}
+
+// keep stores what feed has not consumed of p, or, if p is nil, of sv.in.
+func (sv *Server) keep(p []byte, n int) {
+	switch {
+	case p == nil && n > 0:
+		m := copy(sv.in, sv.in[n:])
+		sv.in = sv.in[:m]
+	case p != nil && n < len(p):
+		sv.in = append(sv.o.Pool.Buffer(), p[n:]...)
+	}
+	if sv.in != nil && (len(sv.in) == 0 || sv.state >= stLinger) {
+		sv.o.Pool.Release(sv.in)
+		sv.in = nil
+	}
+	sv.timeHead()
+	if sv.eof && sv.state == stHead {
+		sv.shut()
+	}
+	sv.update()
+}
+
+// update pauses or resumes the connection by what is waiting.
+func (sv *Server) update() {
+	held := 0
+	if sv.s != nil {
+		held = int(sv.s.Port(exchange.Down).Held)
+	}
+	if sv.state == stWait || sv.state == stUpgrade {
+		held += len(sv.in)
+	}
+	if sv.state != stOver {
+		sv.gate.Update(sv.c, held)
+	}
+}
+
+// timeHead runs the timer of a head that has begun and not ended.
+func (sv *Server) timeHead() {
+	partial := sv.state == stHead && len(sv.in) > 0
+	switch {
+	case partial && sv.headTimer == nil:
+		sv.headTimer = sv.o.Clock.After(HeadTimeout, func() {
+			sv.headTimer = nil
+			if sv.state == stHead {
+				sv.refuse(408, mesh.ReasonTimeout, "the request head took too long")
+				sv.update()
+			}
+		})
+	case !partial && sv.headTimer != nil:
+		sv.headTimer.Stop()
+		sv.headTimer = nil
+	}
+}
+
+func (sv *Server) feed(p []byte) int {
+	n := 0
+	for n < len(p) {
+		switch sv.state {
+		case stHead:
+			k := sv.head(p[n:])
+			if k == 0 {
+				return n
+			}
+			n += k
+		case stBody:
+			k := int(min(int64(len(p)-n), sv.left))
+			sv.left -= int64(k)
+			sv.body(p[n:n+k], sv.left == 0)
+			n += k
+		case stChunk:
+			k, ok := sv.chunks(p[n:])
+			if !ok {
+				return len(p)
+			}
+			n += k
+		case stTunnel:
+			sv.body(p[n:], false)
+			return len(p)
+		case stLinger:
+			if sv.lingered += len(p) - n; sv.lingered > lingerMax {
+				sv.shut()
+			}
+			return len(p)
+		case stOver:
+			return len(p)
+		default:
+			return n
+		}
+	}
+	return n
+}
+
+// body passes on bytes of the request's body; the stream may end in it.
+func (sv *Server) body(p []byte, end bool) {
+	if end {
+		sv.state = stWait
+		sv.s.Port(exchange.Down).GotEnd = true
+	}
+	sv.s.Data(exchange.Down, p, end)
+}
+
+func (sv *Server) chunks(p []byte) (int, bool) {
+	n, data, done, err := sv.chunk.next(p)
+	if err != nil {
+		sv.bad(err)
+		return 0, false
+	}
+	if len(data) > 0 {
+		sv.s.Data(exchange.Down, data, false)
+	}
+	if done {
+		f, err := sv.chunk.fields(sv.o.Pool, sv.o.Internal)
+		if err != nil {
+			sv.bad(err)
+			return 0, false
+		}
+		sv.state = stWait
+		sv.s.Port(exchange.Down).GotEnd = true
+		if len(f) > 0 {
+			sv.s.TrailersFrom(exchange.Down, f)
+		} else {
+			sv.s.Data(exchange.Down, nil, true)
+		}
+	}
+	return n, true
+}
+
+// head reads a request head from the start of b and opens its stream. It returns 0 if the head is not complete.
+func (sv *Server) head(b []byte) int {
+	if b[0] == '\r' { // empty lines before a request are skipped (RFC 9112, 2.2)
+		switch {
+		case len(b) == 1:
+			return 0
+		case b[1] == '\n':
+			return 2
+		}
+	}
+	n, err := scanHead(b, min(sv.scan, len(b)))
+	if err != nil {
+		sv.bad(err)
+		return len(b)
+	}
+	if n == 0 {
+		sv.scan = len(b)
+		return 0
+	}
+	sv.scan = 0
+	req, fr := sv.memoHead, sv.memoFrame
+	if req == nil || !bytes.Equal(sv.memo, b[:n]) {
+		if req, fr, err = parseRequest(sv.o.Pool, b[:n], sv.o.Internal); err != nil {
+			sv.bad(err)
+			return len(b)
+		}
+		sv.memoHead = nil
+		if n <= memoMax {
+			sv.memo, sv.memoHead, sv.memoFrame = append(sv.memo[:0], b[:n]...), req, fr
+		}
+	} else {
+		req.Repeated = true
+	}
+	sv.open(req, fr)
+	return n
+}
+
+func (sv *Server) open(req *exchange.Head, fr framing) {
+	sv.lastUse = sv.o.Clock.Now()
+	sv.minor = req.Minor
+	sv.closing = fr.close || sv.drain
+	sv.s = sv.o.Pool.NewStream(sv, sv.h, &sv.o)
+	end := false
+	switch {
+	case req.Method == "CONNECT" || req.Protocol != "":
+		sv.state = stUpgrade
+	case fr.chunked:
+		sv.state = stChunk
+		sv.chunk.reset()
+	case fr.length > 0:
+		sv.state, sv.left = stBody, fr.length
+	default:
+		sv.state, end = stWait, true
+		sv.s.Port(exchange.Down).GotEnd = true
+	}
+	sv.s.Open(req, end)
+}
+
+// bad answers a request that cannot be understood.
+func (sv *Server) bad(err error) {
+	status, reason := 400, mesh.ReasonBadRequest
+	switch {
+	case errors.Is(err, errTooLarge):
+		status, reason = 431, mesh.ReasonTooLarge
+	case errors.Is(err, errVersion):
+		status = 505
+	}
+	if sv.o.OnViolation != nil {
+		sv.o.OnViolation(reason, err.Error())
+	}
+	sv.refuse(status, reason, err.Error())
+}
+
+// refuse answers without a stream and ends the connection. A stream whose request turned out bad is aborted.
+func (sv *Server) refuse(status int, reason mesh.Reason, text string) {
+	started := sv.out.mode != modeNone
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, reason, 0, false)
+		if started {
+			sv.state = stOver
+			sv.c.Abort()
+			return
+		}
+	}
+	b := appendStatus(sv.o.Pool.Bytes[:0], status)
+	b = append(b, "content-type: text/plain; charset=utf-8\r\nconnection: close\r\n"...)
+	b = appendField(b, mesh.ReasonHeader, string(reason))
+	b = appendField(b, "content-length", itoa(len(text)))
+	b = append(append(b, "\r\n"...), text...)
+	sv.o.Pool.Bytes = b
+	sv.c.Write(b)
+	sv.linger()
+}
+
+// linger ends the connection without losing what was just written: a close with unread input would be a reset.
+func (sv *Server) linger() {
+	if sv.eof {
+		sv.shut()
+		return
+	}
+	sv.state = stLinger
+	sv.c.CloseWrite()
+	sv.lingerTimer = sv.o.Clock.After(lingerTimeout, func() {
+		if sv.state == stLinger {
+			sv.shut()
+		}
+	})
+}
+
+// EOF implements flow.Receiver.
+func (sv *Server) EOF() {
+	sv.eof = true
+	switch sv.state {
+	case stHead, stLinger:
+		sv.shut()
+	case stBody, stChunk:
+		s := sv.s
+		sv.s, sv.state = nil, stOver
+		s.Abort(exchange.Down, mesh.ReasonDownstreamReset, 0, false)
+		sv.c.Abort()
+	case stTunnel:
+		sv.endTunnel()
+	}
+}
+
+func (sv *Server) endTunnel() {
+	p := sv.s.Port(exchange.Down)
+	if !p.GotEnd {
+		p.GotEnd = true
+		sv.s.Data(exchange.Down, nil, true)
+	}
+}
+
+// Drained implements flow.Receiver.
+func (sv *Server) Drained() {
+	if sv.s != nil {
+		sv.s.Pump(exchange.Down)
+	}
+}
+
+// Closed implements flow.Receiver.
+func (sv *Server) Closed(err error) {
+	sv.state = stOver
+	for _, t := range []flow.Timer{sv.headTimer, sv.idleTimer, sv.lingerTimer} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	if sv.in != nil {
+		sv.o.Pool.Release(sv.in)
+		sv.in = nil
+	}
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, mesh.ReasonDownstreamReset, 0, false)
+	}
+	if sv.o.OnClose != nil {
+		sv.o.OnClose(err)
+	}
+}
+
+// Drain ends the connection after the current exchange, or now if there is none.
+func (sv *Server) Drain() {
+	sv.drain, sv.closing = true, true
+	if sv.s == nil && sv.state == stHead && len(sv.in) == 0 {
+		sv.shut()
+	}
+}

@@ -1,0 +1,283 @@
+package h2
+
+import (
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/flow"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// maxInterim bounds the interim responses to one request.
+const maxInterim = 32
+
+// Client is the upstream codec of one HTTP/2 connection. It implements flow.Receiver and exchange.Upstream.
+type Client struct {
+	conn
+	o      exchange.ClientOptions
+	next   uint32
+	served uint64
+	gone   bool // the server sent GOAWAY
+	full   bool // Room was 0 when the last stream was sent
+	// Interim responses are rare: they are counted per connection and forgiven by every final response.
+	interims int
+}
+
+// NewClient makes itself the receiver of c and greets the server.
+func NewClient(c flow.Conn, o exchange.ClientOptions) *Client {
+	cl := &Client{o: o, next: 1}
+	cl.init(c, o.Pool, o.Clock, exchange.Up, o.Internal, cl)
+	cl.o.Pool = cl.pool
+	c.SetReceiver(cl)
+	cl.greet()
+	return cl
+}
+
+// Send implements exchange.Upstream.
+func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
+	if cl.Room() == 0 {
+		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeRefused, true)
+		return
+	}
+	id := cl.next
+	cl.next += 2
+	ended := s.RequestEnded()
+	if s.Req.Protocol != "" && !cl.internal { // such a server is not asked to upgrade, and so will not
+		ended = true
+	}
+	*s.Port(exchange.Up) = exchange.Port{ID: id, Window: cl.initWin, Left: -1, SentEnd: ended}
+	if cl.streams == nil {
+		cl.streams = make(map[uint32]*exchange.Stream)
+	}
+	cl.streams[id] = s
+	cl.writeRequest(id, s.Req, extra, ended)
+	cl.full = cl.full || cl.Room() == 0
+	s.Attach(cl, ended)
+}
+
+func (cl *Client) writeRequest(id uint32, req *exchange.Head, extra []hpack.HeaderField, ended bool) {
+	if len(extra) == 0 {
+		if b := cl.hp.known(req); b != nil {
+			cl.writeBlock(id, ended, b)
+			return
+		}
+	}
+	cl.hp.begin(cl.pool)
+	if b := cl.hp.known(req); b != nil {
+		cl.hp.out.b = append(cl.hp.out.b, b...)
+	} else {
+		cl.encodeHead(req)
+		if b := cl.hp.out.b; fixed(b) {
+			cl.hp.remember(req, b)
+		}
+	}
+	for i := range extra {
+		cl.hp.field(extra[i])
+	}
+	cl.writeBlock(id, ended, cl.hp.finish(cl.pool))
+}
+
+func (cl *Client) encodeHead(req *exchange.Head) {
+	method := req.Method
+	upgrade := req.Protocol != "" && cl.internal
+	switch {
+	case upgrade:
+		method = "CONNECT" // RFC 8441, 5
+	case req.Protocol != "":
+		method = "GET"
+	}
+	cl.hp.field(hpack.HeaderField{Name: ":method", Value: method})
+	if upgrade {
+		cl.hp.field(hpack.HeaderField{Name: ":protocol", Value: req.Protocol})
+	}
+	if method != "CONNECT" || upgrade {
+		scheme := req.Scheme
+		if scheme == "" {
+			scheme = "http"
+		}
+		cl.hp.field(hpack.HeaderField{Name: ":scheme", Value: scheme})
+		cl.hp.field(hpack.HeaderField{Name: ":path", Value: req.Path})
+	}
+	cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
+	tunnel := method == "CONNECT"
+	for i := range req.Fields {
+		name := req.Fields[i].Name
+		if exchange.HopByHop(name) || !cl.internal && exchange.MeshField(name) || tunnel && name == "content-length" {
+			continue
+		}
+		cl.hp.field(req.Fields[i])
+	}
+}
+
+// Room implements exchange.Upstream.
+func (cl *Client) Room() int {
+	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 {
+		return 0
+	}
+	return max(0, int(min(cl.maxPeer, 1<<20))-len(cl.streams))
+}
+
+// Active implements exchange.Upstream.
+func (cl *Client) Active() int { return len(cl.streams) }
+
+// Served implements exchange.Upstream.
+func (cl *Client) Served() uint64 { return cl.served }
+
+// Drain implements exchange.Upstream.
+func (cl *Client) Drain() {
+	cl.draining = true
+	cl.idle()
+}
+
+// Close implements exchange.Upstream.
+func (cl *Client) Close() {
+	if !cl.over {
+		cl.writeGoAway(0, codeNo)
+		cl.shut()
+	}
+}
+
+// Closed implements flow.Receiver.
+func (cl *Client) Closed(err error) {
+	cl.over = true
+	cl.abortAll()
+	cl.free()
+	if cl.o.OnChange != nil {
+		cl.o.OnChange(cl, true, err)
+	}
+}
+
+func (cl *Client) violated(*connError) {
+	for len(cl.streams) > 0 {
+		for id, s := range cl.streams {
+			delete(cl.streams, id)
+			s.Abort(exchange.Up, mesh.ReasonUpstreamProto, codeNo, false)
+			break
+		}
+	}
+}
+
+// settled is called when SETTINGS or a PING's answer has come.
+func (cl *Client) settled() { cl.roomy() }
+
+// roomy tells when streams fit again.
+func (cl *Client) roomy() {
+	if cl.full && cl.Room() > 0 {
+		cl.full = false
+		if cl.o.OnChange != nil {
+			cl.o.OnChange(cl, false, nil)
+		}
+	}
+}
+
+func (cl *Client) idle() {
+	if (cl.draining || cl.gone) && len(cl.streams) == 0 && !cl.over {
+		cl.writeGoAway(0, codeNo)
+		cl.shut()
+	}
+}
+
+func (cl *Client) reset(s *exchange.Stream, code uint32) {
+	cl.served++
+	reason := mesh.ReasonUpstreamReset
+	if code == codeProtocol || code == codeFlow || code == codeStreamClosed {
+		reason = mesh.ReasonUpstreamProto
+	}
+	s.Abort(exchange.Up, reason, code, code == codeRefused)
+	cl.roomy()
+	cl.idle()
+}
+
+// goAway implements role: streams above last have not been processed and never will be (RFC 9113, 6.8).
+func (cl *Client) goAway(last, _ uint32) {
+	cl.gone = true
+	var lost []exchange.Ref
+	for id, s := range cl.streams {
+		if id > last {
+			lost = append(lost, s.Ref())
+			cl.remove(s)
+		}
+	}
+	for _, r := range lost {
+		if r.Live() {
+			r.S.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeNo, true)
+		}
+	}
+	cl.idle()
+}
+
+// unknown handles a frame on a stream that is not open: late frames on a stream that we have reset, or nonsense.
+func (cl *Client) unknown(id uint32, _ byte) error {
+	if id&1 == 0 || id >= cl.next {
+		return fatal(codeProtocol, "frame on an idle stream")
+	}
+	return nil
+}
+
+// headers implements role: an interim or final response, or trailers.
+func (cl *Client) headers(id uint32, end bool, b *block) error {
+	s := cl.streams[id]
+	if s == nil {
+		return cl.unknown(id, frHeaders)
+	}
+	if s.Res != nil {
+		return cl.trailers(s, end, b)
+	}
+	if b.big {
+		return cl.streamError(id, codeProtocol)
+	}
+	res, left, err := cl.response(b)
+	if err != nil || res.Status < 200 && end {
+		return cl.streamError(id, codeProtocol)
+	}
+	if res.Status < 200 {
+		if cl.interims++; cl.interims > maxInterim {
+			return fatal(codeCalm, "too many interim responses")
+		}
+		s.Interim(res)
+		return nil
+	}
+	cl.interims = 0
+	tunnel := cl.accepted(s, res)
+	if s.Req.Method == "HEAD" || res.Status == 304 || tunnel {
+		left = -1
+	}
+	if end && left > 0 {
+		return cl.streamError(id, codeProtocol)
+	}
+	port := s.Port(exchange.Up)
+	port.Left, port.GotEnd = left, end
+	r := s.Ref()
+	s.ResponseHead(res, end, tunnel)
+	if end && r.Live() {
+		s.Settle()
+	}
+	return nil
+}
+
+// accepted reports whether a response opens the tunnel that the request asked for.
+func (cl *Client) accepted(s *exchange.Stream, res *exchange.Head) bool {
+	if s.Req.Method != "CONNECT" && (s.Req.Protocol == "" || !cl.internal) {
+		return false
+	}
+	if s.Req.Protocol != "" && !cl.internal {
+		return false
+	}
+	return res.Status/100 == 2 && res.Get(declined) == ""
+}
+
+// Detach implements exchange.Half.
+func (cl *Client) Detach(s *exchange.Stream, e exchange.Ending) {
+	p := s.Port(exchange.Up)
+	cl.remove(s)
+	cl.served++
+	if !p.SentEnd || !p.GotEnd {
+		code := e.Code
+		if code == codeNo {
+			code = codeCancel
+		}
+		cl.rst(p.ID, code)
+	}
+	cl.roomy()
+	cl.idle()
+}

@@ -1,0 +1,191 @@
+package h2
+
+import (
+	"conduit.io/conduit/proxy/exchange"
+)
+
+// Limits per second on what costs us and gives the peer nothing.
+const (
+	// maxResets bounds streams that ended by a reset which the client sent or caused (CVE-2023-44487 and
+	// "MadeYouReset"). A link between proxies carries the cancellations of many clients.
+	maxResets     = 500
+	maxResetsLink = 10000
+	maxControl    = 10000 // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
+	maxSettings   = 100
+	maxEmpty      = 1000      // DATA without bytes and without END_STREAM
+	maxQueuedAcks = 256 << 10 // backlog in bytes above which nothing is acknowledged any more
+)
+
+// rates counts within one second.
+type rates struct {
+	since                            int64
+	resets, control, settings, empty int32
+}
+
+func (c *conn) window() *rates {
+	if now := c.clock.Now(); now-c.rate.since > 1e9 {
+		c.rate = rates{since: now}
+	}
+	return &c.rate
+}
+
+func (c *conn) control() error {
+	r := c.window()
+	if r.control++; r.control > maxControl || c.c.Backlog() > maxQueuedAcks {
+		return fatal(codeCalm, "too many control frames")
+	}
+	return nil
+}
+
+// countReset counts a reset that a client sent or caused.
+func (c *conn) countReset() error {
+	if c.side == exchange.Up {
+		return nil
+	}
+	limit := int32(maxResets)
+	if c.internal {
+		limit = maxResetsLink
+	}
+	r := c.window()
+	if r.resets++; r.resets > limit {
+		return fatal(codeCalm, "too many streams were reset")
+	}
+	return nil
+}
+
+func (c *conn) onPing(flags byte, id uint32, p []byte) error {
+	if id != 0 {
+		return fatal(codeProtocol, "PING on a stream")
+	}
+	if len(p) != 8 {
+		return fatal(codeFrameSize, "PING is not 8 bytes")
+	}
+	if err := c.control(); err != nil {
+		return err
+	}
+	if flags&flAck != 0 {
+		c.role.settled()
+		return nil
+	}
+	c.c.Write(append(appendFrame(c.buf[:0], 8, frPing, flAck, 0), p...))
+	return nil
+}
+
+func (c *conn) onPriority(id uint32, p []byte) error {
+	if id == 0 {
+		return fatal(codeProtocol, "PRIORITY on the connection")
+	}
+	if len(p) != 5 {
+		return c.streamError(id, codeFrameSize)
+	}
+	if be32(p)&maxWindow == id {
+		return c.streamError(id, codeProtocol)
+	}
+	return c.control()
+}
+
+func (c *conn) onReset(id uint32, p []byte) error {
+	if id == 0 {
+		return fatal(codeProtocol, "RST_STREAM on the connection")
+	}
+	if len(p) != 4 {
+		return fatal(codeFrameSize, "RST_STREAM is not 4 bytes")
+	}
+	s := c.streams[id]
+	if s == nil {
+		return c.role.unknown(id, frReset)
+	}
+	c.remove(s)
+	code := be32(p)
+	if code == codeNo { // that would say that all is well, but nothing is complete here
+		code = codeCancel
+	}
+	c.role.reset(s, code)
+	return c.countReset()
+}
+
+// streamError resets one stream because of what the peer did on it.
+func (c *conn) streamError(id, code uint32) error {
+	c.rst(id, code)
+	if s := c.streams[id]; s != nil {
+		c.remove(s)
+		c.role.reset(s, code)
+	}
+	return c.countReset()
+}
+
+func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
+	if id != 0 {
+		return fatal(codeProtocol, "SETTINGS on a stream")
+	}
+	if flags&flAck != 0 {
+		if len(p) != 0 {
+			return fatal(codeFrameSize, "SETTINGS acknowledgement with a payload")
+		}
+		return c.control()
+	}
+	if len(p)%6 != 0 {
+		return fatal(codeFrameSize, "SETTINGS is cut")
+	}
+	r := c.window()
+	if r.settings++; r.settings > maxSettings || c.c.Backlog() > maxQueuedAcks {
+		return fatal(codeCalm, "too many SETTINGS frames")
+	}
+	for ; len(p) > 0; p = p[6:] {
+		if err := c.setting(int(p[0])<<8|int(p[1]), be32(p[2:])); err != nil {
+			return err
+		}
+	}
+	c.first = true
+	c.c.Write(appendFrame(c.buf[:0], 0, frSettings, flAck, 0))
+	c.unblock()
+	c.role.settled()
+	return nil
+}
+
+func (c *conn) setting(id int, v uint32) error {
+	switch id {
+	case setTableSize:
+		c.hp.setPeerTable(v)
+	case setPush:
+		if v > 1 || v == 1 && c.side == exchange.Up {
+			return fatal(codeProtocol, "bad ENABLE_PUSH")
+		}
+	case setMaxStreams:
+		c.maxPeer = v
+	case setWindow:
+		if v > maxWindow {
+			return fatal(codeFlow, "bad INITIAL_WINDOW_SIZE")
+		}
+		return c.setWindow(int32(v))
+	case setMaxFrame:
+		if v < 16384 || v > 1<<24-1 {
+			return fatal(codeProtocol, "bad MAX_FRAME_SIZE")
+		}
+	case setConnect:
+		if v > 1 {
+			return fatal(codeProtocol, "bad ENABLE_CONNECT_PROTOCOL")
+		}
+	}
+	return nil
+}
+
+// setWindow changes the window of every stream by the difference (RFC 9113, 6.9.2).
+func (c *conn) setWindow(v int32) error {
+	d := int64(v) - int64(c.initWin)
+	c.initWin = v
+	for _, s := range c.streams {
+		p := s.Port(c.side)
+		w := int64(p.Window) + d
+		if w > maxWindow || w < -maxWindow {
+			return fatal(codeFlow, "a stream window overflows")
+		}
+		p.Window = int32(w)
+	}
+	if d > 0 {
+		for _, s := range c.streams {
+			s.Pump(c.side)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+// Package h2 speaks HTTP/2 (RFC 9113) on both sides of an exchange. It reads frames in place and keeps one small
+// record per stream; header blocks that repeat are neither decoded nor encoded again.
+package h2
+
+import "fmt"
+
+// Preface is what a client sends first (RFC 9113, 3.4).
+const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// Frame types and flags (RFC 9113, 6).
+const (
+	frData         = 0
+	frHeaders      = 1
+	frPriority     = 2
+	frReset        = 3
+	frSettings     = 4
+	frPush         = 5
+	frPing         = 6
+	frGoAway       = 7
+	frWindow       = 8
+	frContinuation = 9
+
+	flEndStream  = 1
+	flAck        = 1
+	flEndHeaders = 4
+	flPadded     = 8
+	flPriority   = 0x20
+)
+
+// Settings (RFC 9113, 6.5.2; RFC 8441, 3).
+const (
+	setTableSize  = 1
+	setPush       = 2
+	setMaxStreams = 3
+	setWindow     = 4
+	setMaxFrame   = 5
+	setListSize   = 6
+	setConnect    = 8
+)
+
+// Error codes (RFC 9113, 7).
+const (
+	codeNo           = 0
+	codeProtocol     = 1
+	codeInternal     = 2
+	codeFlow         = 3
+	codeStreamClosed = 5
+	codeFrameSize    = 6
+	codeRefused      = 7
+	codeCancel       = 8
+	codeCompression  = 9
+	codeCalm         = 11
+)
+
+const (
+	frameHeader = 9
+	maxFrame    = 16384 // what we accept and what we send
+	maxWindow   = 1<<31 - 1
+
+	streamWindow = 256 << 10 // receive window of a stream: bounds its queue
+	// connWindow bounds the queues of a connection together; links between proxies carry many clients' streams.
+	connWindow     = 4 << 20
+	connWindowLink = 16 << 20
+
+	advertised     = 1000 // concurrent streams that we accept
+	assumedStreams = 100  // concurrent streams before the peer's SETTINGS (RFC 9113, 6.5.2 recommends no less)
+
+	maxBlock         = 64 << 10 // header block, encoded and decoded
+	maxFields        = 256
+	maxContinuations = 16 // CVE-2024-27316
+)
+
+// connError ends the connection with GOAWAY.
+type connError struct {
+	code uint32
+	text string
+}
+
+func (e *connError) Error() string { return fmt.Sprintf("http2: %s (code %d)", e.text, e.code) }
+
+func fatal(code uint32, text string) error { return &connError{code, text} }
+
+func be32(p []byte) uint32 {
+	return uint32(p[0])<<24 | uint32(p[1])<<16 | uint32(p[2])<<8 | uint32(p[3])
+}
+
+func appendFrame(b []byte, length int, typ, flags byte, id uint32) []byte {
+	return append(b, byte(length>>16), byte(length>>8), byte(length), typ, flags,
+		byte(id>>24), byte(id>>16), byte(id>>8), byte(id))
+}
+
+func append32(b []byte, v uint32) []byte {
+	return append(b, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
+}
+
+func appendSetting(b []byte, id uint16, v uint32) []byte {
+	return append32(append(b, byte(id>>8), byte(id)), v)
+}

@@ -1,0 +1,29 @@
+package meter
+
+import (
+	"sync/atomic"
+
+	"conduit.io/conduit/mesh"
+)
+
+// Process counts what belongs to no pair of workloads. All fields may be used from any goroutine.
+type Process struct {
+	Accepted         atomic.Uint64 // connections accepted
+	Open             atomic.Int64  // accepted connections that are open
+	RefusedPlaintext atomic.Uint64 // connections refused by STRICT
+	MeshOpen         atomic.Int64  // mTLS connections open, both roles
+	MeshDialled      atomic.Uint64 // mTLS connections dialled
+	Retries          atomic.Uint64 // streams sent again
+	Snapshot         atomic.Uint64 // version in force
+	Pods             atomic.Int64  // pods whose listeners are held
+	Draining         atomic.Int64  // pods that are leaving
+
+	handshakes byReason
+	refused    byReason
+}
+
+// HandshakeFailed counts a TLS handshake that failed, in either role.
+func (p *Process) HandshakeFailed(r mesh.Reason) { p.handshakes[reasonIndex(r)].Add(1) }
+
+// ConnectionFailed counts an accepted connection that the mesh itself ended.
+func (p *Process) ConnectionFailed(r mesh.Reason) { p.refused[reasonIndex(r)].Add(1) }

@@ -1,0 +1,195 @@
+package node
+
+import (
+	"net/netip"
+	"time"
+
+	api "conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/detect"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/flow"
+	"conduit.io/conduit/proxy/front"
+	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/sock"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// kind is the pipeline that an accepted connection takes.
+type kind uint8
+
+const (
+	outbound     kind = iota // from the pod's application
+	inboundMesh              // from another proxy, with mTLS
+	inboundPlain             // from anybody, in plaintext
+)
+
+// clientFirst is how long a client of a destination that was HTTP last time is waited for before an opaque stream is
+// opened: long enough for a client to write, too short to matter where a server speaks first after all.
+const clientFirst = 50 * time.Millisecond
+
+// down is an accepted connection.
+type down struct {
+	prev, next *down // in share.downs
+
+	share  *share
+	conn   flow.Conn
+	kind   kind
+	hbone  bool           // inboundMesh: the peer speaks HBONE, not conduit/1
+	isHTTP bool           // a request was read
+	client netip.AddrPort // the other end
+	dst    netip.AddrPort // what it dialled
+	target *target        // outbound
+	label  *labels        // series for what comes in on an inbound connection
+	conns  *meter.Conns   // series in which the connection is counted as open
+	src    string         // inbound: label of the client
+	front  *front.Front   // nil before there is one, and for what needs none
+	drain  func()         // ends the connection gracefully; nil before there is a codec
+
+	// The last upstream group, and the last fields sent to another proxy: both are nearly always the next ones too.
+	lastKey poolKey
+	last    *group
+	extra   extraFields
+}
+
+// extraFields is a memo of the fields that tell another proxy where a request goes.
+type extraFields struct {
+	port  uint16
+	major int
+	f     []hpack.HeaderField
+}
+
+// accept takes a connection from a listener of a pod.
+func (sh *shard) accept(s *share, slot api.Slot, c *sock.Conn) {
+	d := &down{share: s, conn: c, client: c.RemoteAddr(), dst: c.LocalAddr()}
+	s.add(d)
+	sh.n.process.Accepted.Add(1)
+	sh.n.process.Open.Add(1)
+	switch {
+	case slot == api.OutV4 || slot == api.OutV6:
+		d.kind = outbound
+		sh.serveOutbound(d)
+	case d.dst.Port() == sh.n.o.MeshPort:
+		d.kind = inboundMesh
+		sh.serveMesh(d, c)
+	default:
+		d.kind = inboundPlain
+		sh.servePlain(d)
+	}
+}
+
+// closed is the last that is heard of a connection.
+func (sh *shard) closed(d *down, err error) {
+	if d.share == nil {
+		return
+	}
+	d.share.drop(d)
+	d.share = nil
+	sh.n.process.Open.Add(-1)
+	if d.kind == inboundMesh && d.drain != nil {
+		sh.n.process.MeshOpen.Add(-1)
+	}
+	if d.conns != nil {
+		d.conns.Closed(mesh.ReasonNone)
+	}
+	if err != nil {
+		sh.n.o.Log.Debug("connection ended", "client", d.client, "destination", d.dst, "error", err)
+	}
+}
+
+// refuse resets a connection that may not be served.
+func (sh *shard) refuse(d *down, reason mesh.Reason) {
+	sh.n.process.ConnectionFailed(reason)
+	sh.n.o.Log.Debug("connection refused", "client", d.client, "destination", d.dst, "reason", string(reason))
+	d.conn.SetReceiver(ending{sh, d})
+	d.conn.Abort()
+}
+
+// ending is the receiver of a connection that nobody serves.
+type ending struct {
+	sh *shard
+	d  *down
+}
+
+func (ending) Data([]byte)        {}
+func (ending) EOF()               {}
+func (ending) Drained()           {}
+func (e ending) Closed(err error) { e.sh.closed(e.d, nil) }
+
+// serverOptions are what every codec of d gets.
+func (sh *shard) serverOptions(d *down) exchange.ServerOptions {
+	return exchange.ServerOptions{
+		Clock: sh.loop, Pool: sh.streams, Conn: d,
+		OnClose: func(err error) { sh.closed(d, err) },
+		OnViolation: func(reason mesh.Reason, detail string) {
+			sh.n.o.Log.Debug("protocol violation", "client", d.client, "destination", d.dst, "reason", string(reason), "detail", detail)
+		},
+	}
+}
+
+// opaqueHead is the request of every opaque connection; where it goes, the handler knows.
+var opaqueHead = &exchange.Head{Method: "CONNECT"}
+
+func (sh *shard) serveOutbound(d *down) {
+	t := sh.resolve(d)
+	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Request: opaqueHead, Protocol: mesh.Detect}
+	switch {
+	case !t.known, t.protocol == mesh.Opaque:
+		o.Protocol = mesh.Opaque
+	default:
+		sh.detectAs(&o, d, t.protocol)
+	}
+	f := front.Serve(d.conn, o)
+	d.front, d.drain = f, f.Drain
+}
+
+// detectAs prepares the choice of a codec, given what is declared and what was learnt.
+func (sh *shard) detectAs(o *front.Options, d *down, declared mesh.Protocol) {
+	dst := d.dst
+	o.Chosen = func(p mesh.Protocol) { sh.memory.Put(dst, verdict(p)) }
+	if declared == mesh.HTTP1 || declared == mesh.HTTP2 {
+		o.Hint = declared
+		return
+	}
+	if v := sh.memory.Get(dst); v == detect.HTTP1 || v == detect.HTTP2 {
+		o.Wait = clientFirst
+	}
+}
+
+func verdict(p mesh.Protocol) detect.Verdict {
+	switch p {
+	case mesh.HTTP1:
+		return detect.HTTP1
+	case mesh.HTTP2:
+		return detect.HTTP2
+	}
+	return detect.Opaque
+}
+
+func (sh *shard) servePlain(d *down) {
+	w := d.share.pod.record()
+	if w.Mode != mesh.Permissive {
+		sh.n.process.RefusedPlaintext.Add(1)
+		sh.refuse(d, mesh.ReasonPlaintext)
+		return
+	}
+	d.src = sh.clientLabel(d.client.Addr())
+	declared := sh.n.table.Load().Declared(d.dst)
+	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Request: opaqueHead, Protocol: mesh.Detect}
+	if declared == mesh.Opaque {
+		o.Protocol = mesh.Opaque
+	} else {
+		sh.detectAs(&o, d, declared)
+	}
+	f := front.Serve(d.conn, o)
+	d.front, d.drain = f, f.Drain
+}
+
+// clientLabel names whoever has address a.
+func (sh *shard) clientLabel(a netip.Addr) string {
+	if w := sh.n.table.Load().Workload(a); w != nil {
+		return label(w)
+	}
+	return "unknown"
+}

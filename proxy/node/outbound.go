@@ -1,0 +1,238 @@
+package node
+
+import (
+	"net/netip"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/balance"
+	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/table"
+)
+
+// target is a destination that a pod dials, as the snapshot of generation gen knows it.
+type target struct {
+	gen      uint64
+	known    bool // it is a Service or a workload
+	protocol mesh.Protocol
+	balancer *balance.Balancer
+	labels   labels
+}
+
+// labels are the series for streams that differ only in protocol and tls.
+type labels struct {
+	direction meter.Direction
+	src, dst  string
+	requests  [3][3]*meter.Requests // by tls, by protocol
+	conns     [3][4]*meter.Conns
+}
+
+// The indices of labels' series.
+var (
+	tlsLabels   = [3]string{meter.MTLS, meter.Local, meter.None}
+	protoLabels = [4]string{meter.HTTP1, meter.HTTP2, meter.GRPC, meter.TCP}
+)
+
+const (
+	tlsMTLS = iota
+	tlsLocal
+	tlsNone
+)
+
+const (
+	protoHTTP1 = iota
+	protoHTTP2
+	protoGRPC
+	protoTCP
+)
+
+func (l *labels) key(tls, proto int) meter.Key {
+	return meter.Key{Direction: l.direction, Src: l.src, Dst: l.dst, Protocol: protoLabels[proto], TLS: tlsLabels[tls]}
+}
+
+// protoOf is the protocol index of a stream.
+func (c *call) protoOf() int {
+	switch {
+	case c.tunnel:
+		return protoTCP
+	case c.grpc:
+		return protoGRPC
+	case c.s.Req.Major == 2:
+		return protoHTTP2
+	}
+	return protoHTTP1
+}
+
+// count books the stream under l: a request once, a tunnel once it is certain to be one.
+func (c *call) count(l *labels, tls int) {
+	proto := c.protoOf()
+	set := c.sh.set
+	if c.tunnel {
+		if c.conns == nil {
+			if l.conns[tls][proto] == nil {
+				l.conns[tls][proto] = set.Conns(l.key(tls, proto))
+			}
+			c.conns = l.conns[tls][proto]
+			c.sh.link(c)
+		}
+		return
+	}
+	if c.requests == nil {
+		if l.requests[tls][proto] == nil {
+			l.requests[tls][proto] = set.Requests(l.key(tls, proto))
+		}
+		c.requests = l.requests[tls][proto]
+		c.requests.Started()
+	}
+	if d := c.down; d.conns == nil && d.kind != inboundMesh {
+		if proto == protoGRPC {
+			proto = protoHTTP2
+		}
+		if l.conns[tls][proto] == nil {
+			l.conns[tls][proto] = set.Conns(l.key(tls, proto))
+		}
+		d.conns = l.conns[tls][proto]
+		d.conns.Opened()
+	}
+}
+
+// resolve finds what d's destination is, by the snapshot in force.
+func (sh *shard) resolve(d *down) *target {
+	t := sh.n.table.Load()
+	if d.target != nil && d.target.gen == t.Generation {
+		return d.target
+	}
+	p := d.share.pod
+	k := targetKey{p, d.dst}
+	tg := sh.targets[k]
+	if tg == nil || tg.gen != t.Generation {
+		tg = sh.newTarget(t, p, d.dst)
+		if tg.known {
+			if len(sh.targets) >= maxTargets {
+				clear(sh.targets)
+			}
+			sh.targets[k] = tg
+		}
+	}
+	d.target = tg
+	return tg
+}
+
+func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
+	tg := &target{gen: t.Generation, protocol: mesh.Opaque}
+	tg.labels = labels{direction: meter.Outbound, src: label(p.record()), dst: "external"}
+	if port, _ := t.Service(dst); port != nil {
+		tg.known, tg.protocol = true, port.Protocol
+		tg.labels.dst = port.Service.Label
+		tg.balancer = sh.balancer(t, port, dst)
+		return tg
+	}
+	tg.balancer = balance.New(intn)
+	w := t.Workload(dst.Addr())
+	if w != nil {
+		tg.known, tg.protocol = true, t.Declared(dst)
+		tg.labels.dst = label(w)
+	}
+	tg.balancer.Update(t.Generation, []table.Endpoint{{Addr: dst, Workload: w}})
+	return tg
+}
+
+// balancer is the shard's balancer for a Service port, kept across snapshots.
+func (sh *shard) balancer(t *table.Table, port *table.Port, dst netip.AddrPort) *balance.Balancer {
+	k := balancerKey{dst}
+	b := sh.balancers[k]
+	if b == nil {
+		b = balance.New(intn)
+		sh.balancers[k] = b
+	}
+	if b.Generation() != t.Generation {
+		b.Update(t.Generation, port.Endpoints(dst.Addr()))
+	}
+	return b
+}
+
+// routeOut sends a stream of the pod's application to an endpoint of its destination.
+func (sh *shard) routeOut(c *call) {
+	d, req := c.down, c.s.Req
+	tg := sh.resolve(d)
+	c.tunnel = req.Major == 0
+	if !c.tunnel {
+		d.isHTTP = true
+		c.grpc = isGRPC(req)
+	}
+	ep := tg.balancer.Pick(sh.loop.Now(), c.tried)
+	if ep == nil {
+		c.count(&tg.labels, tlsNone)
+		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.dst+" has no ready endpoint of this address family")
+		return
+	}
+	c.ep = ep
+	c.attempts++
+	ep.Start()
+	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
+		c.count(&tg.labels, tlsNone)
+		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
+		return
+	}
+	c.sentAt = sh.loop.Now()
+	w := ep.Workload
+	if w == nil {
+		c.count(&tg.labels, tlsNone)
+		sh.direct(c, ep.Addr)
+		return
+	}
+	if p := sh.n.local(w.UID); p != nil {
+		c.count(&tg.labels, tlsLocal)
+		sh.toApp(c, p, ep.Addr, d.client, req.Major)
+		return
+	}
+	if w.Meshed {
+		c.count(&tg.labels, tlsMTLS)
+		sh.overMesh(c, w, ep.Addr)
+		return
+	}
+	c.count(&tg.labels, tlsNone)
+	sh.direct(c, ep.Addr)
+}
+
+// routePlain sends a stream that came without mTLS to the pod's own application.
+func (sh *shard) routePlain(c *call) {
+	d, req := c.down, c.s.Req
+	c.tunnel = req.Major == 0
+	if !c.tunnel {
+		d.isHTTP = true
+		c.grpc = isGRPC(req)
+	}
+	sh.countIn(c)
+	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
+		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
+		return
+	}
+	sh.toApp(c, d.share.pod, d.dst, d.client, req.Major)
+}
+
+// countIn books an inbound stream.
+func (sh *shard) countIn(c *call) {
+	d := c.down
+	if d.label == nil {
+		d.label = sh.inLabels(d.src, label(d.share.pod.record()))
+	}
+	tls := tlsNone
+	if d.kind == inboundMesh {
+		tls = tlsMTLS
+	}
+	c.count(d.label, tls)
+}
+
+// inLabels shares the series of inbound connections between the same two workloads.
+func (sh *shard) inLabels(src, dst string) *labels {
+	k := [2]string{src, dst}
+	l := sh.inbound[k]
+	if l == nil {
+		if len(sh.inbound) >= maxTargets {
+			clear(sh.inbound)
+		}
+		l = &labels{direction: meter.Inbound, src: src, dst: dst}
+		sh.inbound[k] = l
+	}
+	return l
+}

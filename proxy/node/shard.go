@@ -1,0 +1,243 @@
+package node
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"time"
+
+	api "conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/balance"
+	"conduit.io/conduit/proxy/detect"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/loop"
+	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/sock"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// sweepEvery closes upstream connections that were idle from one sweep to the next: after 30 to 60 s.
+	sweepEvery = 30 * time.Second
+	// drainEvery is how often a leaving pod is looked at.
+	drainEvery = 100 * time.Millisecond
+	// maxTargets bounds the memo of resolved destinations; it is emptied when full.
+	maxTargets = 4096
+	// maxVerdicts bounds the memory of detected protocols.
+	maxVerdicts = 4096
+)
+
+// shard is what runs on one loop.
+type shard struct {
+	n       *Node
+	loop    *loop.Loop
+	set     *meter.Set
+	streams *exchange.Pool
+	memory  *detect.Memory
+
+	shares    map[*pod]*share
+	pools     map[poolKey]*group
+	balancers map[balancerKey]*balance.Balancer
+	targets   map[targetKey]*target
+	inbound   map[[2]string]*labels
+	tunnels   *call // ring head, through call.prev and call.next
+	free      *call
+	leaving   bool
+}
+
+func newShard(n *Node, l *loop.Loop) *shard {
+	sh := &shard{
+		n: n, loop: l,
+		set: meter.NewSet(n.o.MaxSeries), streams: exchange.NewPool(), memory: detect.NewMemory(maxVerdicts),
+		shares: map[*pod]*share{}, pools: map[poolKey]*group{},
+		balancers: map[balancerKey]*balance.Balancer{}, targets: map[targetKey]*target{},
+		inbound: map[[2]string]*labels{},
+		tunnels: &call{},
+	}
+	sh.tunnels.prev, sh.tunnels.next = sh.tunnels, sh.tunnels
+	l.Post(func() { l.After(sweepEvery, sh.sweep) })
+	return sh
+}
+
+func (sh *shard) share(p *pod) *share {
+	s := sh.shares[p]
+	if s == nil {
+		s = newShare(p)
+		sh.shares[p] = s
+	}
+	return s
+}
+
+// listen accepts on files, in slot order, instead of the pod's earlier listeners. On an error nothing has changed.
+func (sh *shard) listen(p *pod, files []*os.File) error {
+	s := sh.share(p)
+	var fresh []*sock.Listener
+	for i, f := range files {
+		if !listening(f) {
+			continue // the namespace lacks the address family
+		}
+		slot := api.Slot(i)
+		l, err := sock.Listen(sh.loop, f, func(c *sock.Conn) { sh.accept(s, slot, c) })
+		if err != nil {
+			for _, l := range fresh {
+				l.Close()
+			}
+			return err
+		}
+		fresh = append(fresh, l)
+	}
+	s.stop()
+	s.listeners = fresh
+	if s.drain != nil {
+		s.drain.Stop()
+		s.drain = nil
+	}
+	return nil
+}
+
+// listening reports whether f is a listening socket; the agent sends another file in the place of one that cannot be.
+func listening(f *os.File) bool {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	v := 0
+	_ = rc.Control(func(fd uintptr) { v, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN) })
+	return v == 1
+}
+
+// recordChanged makes connections of p see its new record: what was resolved for it is resolved anew.
+func (sh *shard) recordChanged(p *pod) {
+	clear(sh.targets)
+	if s := sh.shares[p]; s != nil {
+		s.each(func(d *down) { d.target = nil; d.label = nil })
+	}
+}
+
+// snapshotChanged forgets what rests on the old snapshot. Connections keep their targets until they next use them.
+func (sh *shard) snapshotChanged() {
+	clear(sh.targets)
+	t := sh.n.table.Load()
+	for k := range sh.balancers {
+		if p, _ := t.Service(k.dst); p == nil {
+			delete(sh.balancers, k)
+		}
+	}
+}
+
+// remove ends everything of p at once.
+func (sh *shard) remove(p *pod) {
+	s := sh.shares[p]
+	if s == nil {
+		return
+	}
+	s.stop()
+	if s.drain != nil {
+		s.drain.Stop()
+	}
+	sh.closePools(p)
+	s.each(func(d *down) { d.conn.Abort() })
+	for c := sh.tunnels.next; c != sh.tunnels; {
+		next := c.next
+		if c.owner == p && c.s != nil {
+			c.s.Reset(mesh.ReasonDraining)
+			next = sh.tunnels.next // whatever else that has ended
+		}
+		c = next
+	}
+	delete(sh.shares, p)
+	for k := range sh.targets {
+		if k.pod == p {
+			delete(sh.targets, k)
+		}
+	}
+}
+
+func (sh *shard) closePools(p *pod) {
+	for k, g := range sh.pools {
+		if k.owner == p {
+			delete(sh.pools, k)
+			g.Close()
+		}
+	}
+}
+
+// drain stops accepting for p and reports when the last of its connections has ended. Connections of applications go
+// on as they are; links from other proxies are told to go away when their streams have ended.
+func (sh *shard) drain(p *pod) {
+	s := sh.share(p)
+	s.stop()
+	s.each(func(d *down) {
+		if d.kind == inboundMesh && d.drain != nil {
+			d.drain()
+		}
+	})
+	s.drain = sh.loop.After(0, func() { sh.drainStep(s) })
+}
+
+func (sh *shard) drainStep(s *share) {
+	s.drain = nil
+	busy := s.open + s.dialled
+	for k, g := range sh.pools {
+		if k.owner != s.pod {
+			continue
+		}
+		if g.Active() > 0 || s.open > 0 {
+			busy++
+			continue
+		}
+		delete(sh.pools, k)
+		g.Close()
+	}
+	if busy == 0 {
+		sh.n.podDrained(s.pod)
+		return
+	}
+	s.drain = sh.loop.After(drainEvery, func() { sh.drainStep(s) })
+}
+
+// leave prepares for the end of the process.
+func (sh *shard) leave() {
+	sh.leaving = true
+	for _, s := range sh.shares {
+		s.stop()
+		s.each(func(d *down) {
+			if d.drain != nil {
+				d.drain()
+			}
+		})
+	}
+}
+
+// sweep closes what was idle, and forgets what is empty.
+func (sh *shard) sweep() {
+	for k, g := range sh.pools {
+		g.Sweep()
+		if g.Empty() {
+			delete(sh.pools, k)
+			g.Close()
+		}
+	}
+	sh.loop.After(sweepEvery, sh.sweep)
+}
+
+// countLive brings the byte counters of tunnels, which may live for days, up to date.
+func (sh *shard) countLive() {
+	for c := sh.tunnels.next; c != sh.tunnels; c = c.next {
+		c.countBytes()
+	}
+}
+
+// intn is the randomness of the balancers.
+func intn(n int) int { return rand.IntN(n) }
+
+type balancerKey struct {
+	dst netip.AddrPort // a Service's own address and port: one family
+}
+
+type targetKey struct {
+	pod *pod
+	dst netip.AddrPort
+}

@@ -1,0 +1,179 @@
+// Package opaque carries TCP connections whose protocol is not known, or not HTTP, as tunnel streams.
+package opaque
+
+import (
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/flow"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// Verdict is what a sniff function makes of a client's first bytes.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Stay  Verdict = iota // the connection is opaque: forward
+	More                 // undecided: call again with more bytes
+	Leave                // the caller has taken the connection, with the bytes, for another codec
+)
+
+// Server is the downstream codec of one opaque connection; it implements flow.Receiver.
+type Server struct {
+	c     flow.Conn
+	s     *exchange.Stream
+	o     exchange.ServerOptions
+	sniff func(p []byte) Verdict
+	first []byte // client bytes that sniff has not decided about
+	gate  exchange.Gate
+	left  bool
+}
+
+// NewServer makes itself the receiver of c and starts one Stream with the request req, whose Method is CONNECT and
+// whose Major is 0.
+//
+// While no byte from the upstream has been delivered to the client, the client's first bytes, all that have come so
+// far, go through sniff, if not nil. On Leave the connection belongs to the sniff function's owner, who gives it to
+// another receiver with those bytes: the stream ends quietly, with Reason "" and without OnClose, and an upstream
+// connection that has exchanged nothing is closed with FIN.
+func NewServer(c flow.Conn, h exchange.Handler, o exchange.ServerOptions, req *exchange.Head, sniff func(p []byte) Verdict) *Server {
+	if o.Pool == nil {
+		o.Pool = exchange.NewPool()
+	}
+	sv := &Server{c: c, o: o, sniff: sniff}
+	c.SetReceiver(sv)
+	sv.s = o.Pool.NewStream(sv, h, &sv.o)
+	sv.s.Open(req, false)
+	return sv
+}
+
+// Data implements flow.Receiver.
+func (sv *Server) Data(p []byte) {
+	if sv.s == nil || len(p) == 0 {
+		return
+	}
+	if sv.sniff == nil {
+		sv.deliver(p, false)
+		return
+	}
+	if sv.first != nil {
+		sv.first = append(sv.first, p...)
+		p = sv.first
+	}
+	switch sv.sniff(p) {
+	case More:
+		if sv.first == nil {
+			sv.first = append([]byte(nil), p...)
+		}
+		if len(sv.first) > flow.HighWater {
+			sv.settle(false)
+		}
+	case Leave:
+		sv.sniff, sv.first, sv.left = nil, nil, true
+		if s := sv.s; s != nil {
+			sv.s = nil
+			s.Leave()
+		}
+	default:
+		sv.sniff, sv.first = nil, nil
+		sv.deliver(p, false)
+	}
+}
+
+// settle ends the sniffing: the connection is opaque.
+func (sv *Server) settle(end bool) {
+	p := sv.first
+	sv.sniff, sv.first = nil, nil
+	if len(p) > 0 || end {
+		sv.deliver(p, end)
+	}
+}
+
+func (sv *Server) deliver(p []byte, end bool) {
+	s := sv.s
+	if s == nil {
+		return
+	}
+	port := s.Port(exchange.Down)
+	if port.GotEnd {
+		return
+	}
+	port.GotEnd = end
+	s.Data(exchange.Down, p, end)
+	if sv.s != nil {
+		sv.gate.Update(sv.c, int(sv.s.Port(exchange.Down).Held))
+	}
+}
+
+// EOF implements flow.Receiver.
+func (sv *Server) EOF() {
+	if sv.s != nil {
+		sv.settle(true)
+	}
+}
+
+// Drained implements flow.Receiver.
+func (sv *Server) Drained() {
+	if sv.s != nil {
+		sv.s.Pump(exchange.Down)
+	}
+}
+
+// Closed implements flow.Receiver.
+func (sv *Server) Closed(err error) {
+	if sv.left {
+		return
+	}
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, mesh.ReasonDownstreamReset, 0, false)
+	}
+	if sv.o.OnClose != nil {
+		sv.o.OnClose(err)
+	}
+}
+
+// Drain has nothing to announce: an opaque connection ends when its ends end it.
+func (sv *Server) Drain() {}
+
+// WriteHead implements exchange.Downstream: there is no head on an opaque connection.
+func (sv *Server) WriteHead(s *exchange.Stream, _ *exchange.Head, end bool) {
+	if end {
+		sv.Write(s, nil, true)
+	}
+}
+
+// Write implements exchange.Half. The first byte from the upstream ends the sniffing; what the client has sent
+// meanwhile goes to the upstream.
+func (sv *Server) Write(s *exchange.Stream, p []byte, end bool) int {
+	if sv.sniff != nil && len(p) > 0 {
+		sv.settle(false)
+	}
+	n := exchange.WriteBounded(sv.c, p)
+	if end && n == len(p) {
+		s.Port(exchange.Down).SentEnd = true
+		sv.c.CloseWrite()
+	}
+	return n
+}
+
+// WriteTrailers implements exchange.Half: the trailers have no place, the end has.
+func (sv *Server) WriteTrailers(s *exchange.Stream, _ []hpack.HeaderField) { sv.Write(s, nil, true) }
+
+// Credit implements exchange.Half.
+func (sv *Server) Credit(s *exchange.Stream, _ int) {
+	if sv.gate.Paused {
+		sv.gate.Update(sv.c, int(s.Port(exchange.Down).Held))
+	}
+}
+
+// Detach implements exchange.Half.
+func (sv *Server) Detach(s *exchange.Stream, _ exchange.Ending) {
+	sv.s = nil
+	if p := s.Port(exchange.Down); p.GotEnd && p.SentEnd {
+		sv.c.Close()
+	} else {
+		sv.c.Abort()
+	}
+}

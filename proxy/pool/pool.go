@@ -1,0 +1,312 @@
+// Package pool keeps connections to one upstream and gives streams a place on them: HTTP/2 connections shared by many
+// streams, HTTP/1.1 connections used by one at a time. A Pool belongs to one shard loop; nothing locks.
+package pool
+
+import (
+	"errors"
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/flow"
+	"conduit.io/conduit/proxy/h1"
+	"conduit.io/conduit/proxy/h2"
+)
+
+// The causes that a Ticket may be given beside those of the Dialer.
+var (
+	ErrFull    = errors.New("too many streams wait for a connection")
+	ErrTimeout = errors.New("no connection took the stream in time")
+	ErrClosed  = errors.New("the pool is closed")
+)
+
+// Dialed is the outcome of a dial: Conn and Protocol (HTTP1 or HTTP2), or Reason and Err.
+type Dialed struct {
+	Conn     flow.Conn
+	Protocol mesh.Protocol
+	Reason   mesh.Reason
+	Err      error
+}
+
+// Options configure a Pool.
+type Options struct {
+	Clock   flow.Clock
+	Streams *exchange.Pool // the shard's
+	// Dial opens a connection and calls done on the loop, later, unless cancel was called.
+	Dial func(done func(Dialed)) (cancel func())
+	// Protocol is what Dial will give: HTTP1, HTTP2, or Detect when a handshake decides.
+	Protocol mesh.Protocol
+	// Internal as in exchange.ClientOptions.
+	Internal   bool
+	MaxConns   int           // connections, those being dialled included
+	MaxWaiting int           // streams that wait for one
+	Wait       time.Duration // how long a stream waits
+	// OnConns, if set, is called when the number of open connections changes, with the difference.
+	OnConns func(delta int)
+}
+
+// Pool is the connections to one upstream.
+type Pool struct {
+	o       Options
+	members map[*member]struct{}
+	ready   []*member // a stack: the most recently used first, so that the others become idle
+	dials   map[*dial]struct{}
+	waiting []*Ticket
+	live    int  // tickets in waiting that were not cancelled
+	single  bool // one stream a connection
+	closed  bool
+}
+
+type member struct {
+	u      exchange.Upstream
+	served uint64 // at the last Sweep
+	ready  bool
+	gone   bool
+}
+
+type dial struct{ cancel func() }
+
+// Ticket is a stream's wait for a connection.
+type Ticket struct {
+	f     func(u exchange.Upstream, reason mesh.Reason, err error)
+	timer flow.Timer
+	pool  *Pool
+}
+
+// New makes an empty Pool.
+func New(o Options) *Pool {
+	return &Pool{
+		o: o, single: o.Protocol == mesh.HTTP1,
+		members: make(map[*member]struct{}), dials: make(map[*dial]struct{}),
+	}
+}
+
+// Get is a connection with room, or nil. The caller must Forward a stream over it before anything else.
+func (p *Pool) Get() exchange.Upstream {
+	for n := len(p.ready); n > 0; n = len(p.ready) {
+		m := p.ready[n-1]
+		if !m.gone && m.u.Room() > 0 {
+			return m.u
+		}
+		m.ready = false
+		p.ready[n-1] = nil
+		p.ready = p.ready[:n-1]
+	}
+	return nil
+}
+
+// Wait calls f as soon as a connection has room, which it dials if need be, or with the reason why there is none. f
+// runs before Wait returns, or later; not after Cancel. It must Forward over the connection at once.
+func (p *Pool) Wait(f func(u exchange.Upstream, reason mesh.Reason, err error)) *Ticket {
+	t := &Ticket{f: f, pool: p}
+	switch {
+	case p.closed:
+		t.deliver(nil, mesh.ReasonDraining, ErrClosed)
+		return t
+	case p.live >= p.o.MaxWaiting:
+		t.deliver(nil, mesh.ReasonOverload, ErrFull)
+		return t
+	}
+	t.timer = p.o.Clock.After(p.o.Wait, func() { t.expire() })
+	p.waiting = append(p.waiting, t)
+	p.live++
+	p.pump()
+	return t
+}
+
+// Cancel withdraws the ticket; harmless when it has been served.
+func (t *Ticket) Cancel() {
+	if t.f == nil {
+		return
+	}
+	t.f = nil
+	t.timer.Stop()
+	t.pool.live--
+	t.pool.trim()
+}
+
+func (t *Ticket) expire() {
+	f := t.f
+	t.Cancel()
+	if f != nil {
+		f(nil, mesh.ReasonConnectTimeout, ErrTimeout)
+	}
+}
+
+func (t *Ticket) deliver(u exchange.Upstream, reason mesh.Reason, err error) {
+	f := t.f
+	t.f = nil
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	f(u, reason, err)
+}
+
+// trim drops withdrawn tickets when they are most of the queue.
+func (p *Pool) trim() {
+	if p.live > 0 && len(p.waiting) < 2*p.live+16 {
+		return
+	}
+	kept := p.waiting[:0]
+	for _, t := range p.waiting {
+		if t.f != nil {
+			kept = append(kept, t)
+		}
+	}
+	clear(p.waiting[len(kept):])
+	p.waiting = kept
+}
+
+// next takes the oldest ticket off the queue.
+func (p *Pool) next() *Ticket {
+	for len(p.waiting) > 0 {
+		t := p.waiting[0]
+		p.waiting[0] = nil
+		p.waiting = p.waiting[1:]
+		if t.f != nil {
+			p.live--
+			return t
+		}
+	}
+	p.waiting = nil
+	return nil
+}
+
+// pump serves who waits, and dials for who then still waits.
+func (p *Pool) pump() {
+	for p.live > 0 {
+		u := p.Get()
+		if u == nil {
+			break
+		}
+		p.next().deliver(u, mesh.ReasonNone, nil)
+	}
+	for !p.closed && p.live > 0 && len(p.members)+len(p.dials) < p.o.MaxConns {
+		if len(p.dials) >= p.live || !p.single && len(p.dials) > 0 {
+			return
+		}
+		p.dial()
+	}
+}
+
+func (p *Pool) dial() {
+	d := &dial{}
+	p.dials[d] = struct{}{}
+	d.cancel = p.o.Dial(func(r Dialed) {
+		delete(p.dials, d)
+		switch {
+		case r.Err == nil && p.closed:
+			r.Conn.Abort()
+		case r.Err == nil:
+			p.add(r)
+			p.pump()
+		default:
+			p.failed(r)
+		}
+	})
+}
+
+// failed tells who waited for the dial: the oldest, when each stream needs its own connection, else all.
+func (p *Pool) failed(r Dialed) {
+	n := p.live
+	if p.single {
+		n = min(n, 1)
+	}
+	for range n {
+		if t := p.next(); t != nil {
+			t.deliver(nil, r.Reason, r.Err)
+		}
+	}
+	p.pump()
+}
+
+func (p *Pool) add(r Dialed) {
+	m := &member{}
+	o := exchange.ClientOptions{
+		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal,
+		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
+	}
+	p.members[m] = struct{}{}
+	p.count(1)
+	if r.Protocol == mesh.HTTP1 {
+		p.single = true
+		m.u = h1.NewClient(r.Conn, o)
+	} else {
+		m.u = h2.NewClient(r.Conn, o)
+	}
+	p.push(m)
+}
+
+func (p *Pool) changed(m *member, ended bool) {
+	if ended {
+		if !m.gone {
+			m.gone = true
+			delete(p.members, m)
+			p.count(-1)
+		}
+	} else {
+		p.push(m)
+	}
+	p.pump()
+}
+
+func (p *Pool) push(m *member) {
+	if m.u != nil && !m.ready && !m.gone {
+		m.ready = true
+		p.ready = append(p.ready, m)
+	}
+}
+
+func (p *Pool) count(delta int) {
+	if p.o.OnConns != nil {
+		p.o.OnConns(delta)
+	}
+}
+
+// Sweep closes the connections that carried nothing since the last Sweep.
+func (p *Pool) Sweep() {
+	for m := range p.members {
+		if n := m.u.Served(); n != m.served || m.u.Active() > 0 {
+			m.served = n
+			continue
+		}
+		m.u.Close()
+	}
+}
+
+// Active is how many streams are on the pool's connections or wait for one.
+func (p *Pool) Active() int {
+	n := p.live
+	for m := range p.members {
+		n += m.u.Active()
+	}
+	return n
+}
+
+// Empty reports whether the pool has neither connections nor anybody who waits.
+func (p *Pool) Empty() bool { return len(p.members)+len(p.dials)+p.live == 0 }
+
+// Closed reports whether Close or Drain was called: nothing new may be asked of the pool.
+func (p *Pool) Closed() bool { return p.closed }
+
+// Drain lets active streams finish; who waits is turned away.
+func (p *Pool) Drain() { p.end(func(u exchange.Upstream) { u.Drain() }) }
+
+// Close resets every stream and closes the connections.
+func (p *Pool) Close() { p.end(func(u exchange.Upstream) { u.Close() }) }
+
+func (p *Pool) end(f func(exchange.Upstream)) {
+	p.closed = true
+	for d := range p.dials {
+		delete(p.dials, d)
+		if d.cancel != nil {
+			d.cancel()
+		}
+	}
+	for t := p.next(); t != nil; t = p.next() {
+		t.deliver(nil, mesh.ReasonDraining, ErrClosed)
+	}
+	for m := range p.members {
+		f(m.u)
+	}
+}

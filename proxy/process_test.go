@@ -1,0 +1,198 @@
+package proxy_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "conduit-proxy-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	binary = filepath.Join(dir, "conduit-proxy")
+	out, err := exec.Command("go", "build", "-o", binary, "conduit.io/conduit/cmd/conduit-proxy").CombinedOutput()
+	code := 1
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+	} else {
+		code = m.Run()
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// config is the JSON of a static configuration.
+type config map[string]any
+
+// process is a running conduit-proxy.
+type process struct {
+	cmd   *exec.Cmd
+	addrs []string // of its listeners, in order
+	admin string
+	lines chan string
+}
+
+// startProxy runs the binary with c; listeners on port 0 are resolved from its log.
+func startProxy(t *testing.T, c config) *process {
+	t.Helper()
+	data, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(binary, "--static", file, "--log-level", "debug", "--grace", "2s"), lines: make(chan string, 10000)}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		p.cmd.Wait()
+		if t.Failed() {
+			for l := range p.lines {
+				t.Log(l)
+			}
+		}
+	})
+	go func() {
+		defer close(p.lines)
+		for sc := bufio.NewScanner(stderr); sc.Scan(); {
+			select {
+			case p.lines <- sc.Text():
+			default:
+			}
+		}
+	}()
+	want := len(c["listeners"].([]any))
+	if c["admin"] != nil {
+		want++
+	}
+	deadline := time.After(10 * time.Second)
+	for n := 0; n < want; {
+		select {
+		case l, ok := <-p.lines:
+			if !ok {
+				t.Fatal("conduit-proxy ended")
+			}
+			switch {
+			case strings.Contains(l, "msg=listening"):
+				p.addrs = append(p.addrs, attr(l, "address"))
+				n++
+			case strings.Contains(l, "admin server started"):
+				p.admin = attr(l, "address")
+				n++
+			}
+		case <-deadline:
+			t.Fatal("conduit-proxy did not start in time")
+		}
+	}
+	return p
+}
+
+func attr(line, name string) string {
+	_, rest, _ := strings.Cut(line, " "+name+"=")
+	v, _, _ := strings.Cut(rest, " ")
+	return v
+}
+
+// listen opens a loopback listener that is closed with the test.
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func proxyTo(upstream, protocol string) config {
+	return config{"address": "127.0.0.1:0", "upstream": upstream, "protocol": protocol}
+}
+
+func runProxy(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	var o, e strings.Builder
+	cmd.Stdout, cmd.Stderr = &o, &e
+	err := cmd.Run()
+	if err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return o.String(), e.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestCommandLine(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.json")
+	if err := os.WriteFile(bad, []byte(`{"listeners":[{"address":"127.0.0.1:0","upstrem":"127.0.0.1:1"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want string // in stdout or stderr
+	}{
+		{"help", []string{"--help"}, 0, "--static FILE.json"},
+		{"version", []string{"--version"}, 0, "conduit-proxy dev"},
+		{"nothing", nil, 64, "give one of"},
+		{"unknown flag", []string{"--frobnicate"}, 64, "frobnicate"},
+		{"two modes", []string{"--link", "/x", "--static", "/y"}, 64, "give one of"},
+		{"argument", []string{"--version", "x"}, 64, `unexpected argument "x"`},
+		{"no file", []string{"--static", "/nonexistent.json"}, 64, "/nonexistent.json"},
+		{"bad field", []string{"--static", bad}, 64, "listeners[0].upstrem: unknown field"},
+		{"bad descriptor", []string{"--link-fd", "77"}, 64, "--link-fd 77"},
+		{"bad shards", []string{"--link", "/x", "--shards", "0"}, 64, "--shards"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o, e, code := runProxy(t, c.args...)
+			if code != c.code || !strings.Contains(o+e, c.want) {
+				t.Errorf("exit %d, output %q", code, o+e)
+			}
+		})
+	}
+}
+
+func TestAdminAndSignals(t *testing.T) {
+	up := listen(t)
+	c := config{"listeners": []any{proxyTo(up.Addr().String(), "opaque")}, "admin": "127.0.0.1:0"}
+	p := startProxy(t, c)
+	for path, want := range map[string]string{
+		"/metrics": "conduit_proxy_connections_total 0", "/healthz": "200", "/readyz": "200", "/x": "404",
+	} {
+		conn, err := net.Dial("tcp", p.admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+		b, err := io.ReadAll(conn)
+		conn.Close()
+		if err != nil || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %v %q", path, err, b)
+		}
+	}
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("SIGTERM with no connection: %v", err)
+	}
+}

@@ -1,0 +1,232 @@
+// Package proxy is the program conduit-proxy: the data plane of one node, or with --static a plain reverse proxy.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"conduit.io/conduit/proxy/link"
+	"conduit.io/conduit/proxy/loop"
+	"conduit.io/conduit/proxy/node"
+	"conduit.io/conduit/proxy/static"
+)
+
+// The exit codes.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 64 // sysexits.h, EX_USAGE: bad arguments or a bad configuration
+)
+
+const usage = `conduit-proxy carries the traffic of one node's enrolled pods.
+
+  conduit-proxy --link PATH          serve an agent over a Unix socket made at PATH
+  conduit-proxy --link-fd N          the same over a listening socket that was inherited as descriptor N
+  conduit-proxy --static FILE.json   a plain reverse proxy, without agent and pods
+
+  --shards N          loops to spread pods over (default 1)
+  --grace DURATION    how long connections may go on after SIGTERM (default 10s)
+  --log-level LEVEL   debug, info, warn or error (default info)
+  --version           print the version
+`
+
+// Env is what a process has; tests supply their own.
+type Env struct {
+	Args    []string // without the program's name
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Version string
+	Signals <-chan os.Signal // SIGTERM, SIGINT; nil: the process's own
+}
+
+type options struct {
+	linkPath string
+	linkFD   int
+	static   string
+	shards   int
+	grace    time.Duration
+	level    slog.Level
+	version  bool
+}
+
+// Run is the program; it returns the exit code.
+func Run(e Env) int {
+	o, err := parse(e)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(e.Stdout, usage)
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(e.Stderr, "conduit-proxy: %v\nRun conduit-proxy --help for its options.\n", err)
+		return exitUsage
+	case o.version:
+		fmt.Fprintf(e.Stdout, "conduit-proxy %s\n", e.Version)
+		return exitOK
+	}
+	log := slog.New(slog.NewTextHandler(e.Stderr, &slog.HandlerOptions{Level: o.level}))
+	if e.Signals == nil {
+		c := make(chan os.Signal, 2)
+		signal.Notify(c, syscall.SIGTERM, syscall.SIGINT)
+		e.Signals = c
+	}
+	signal.Ignore(syscall.SIGPIPE)
+	limitMemory(o.shards)
+	if err := run(e, o, log); err != nil {
+		fmt.Fprintf(e.Stderr, "conduit-proxy: %v\n", err)
+		if errors.Is(err, static.ErrConfig) || errors.Is(err, errUsage) {
+			return exitUsage
+		}
+		return exitError
+	}
+	return exitOK
+}
+
+// errUsage is wrapped by errors that are the caller's.
+var errUsage = errors.New("usage")
+
+func parse(e Env) (*options, error) {
+	o := &options{}
+	f := flag.NewFlagSet("conduit-proxy", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.StringVar(&o.linkPath, "link", "", "")
+	f.IntVar(&o.linkFD, "link-fd", -1, "")
+	f.StringVar(&o.static, "static", "", "")
+	f.IntVar(&o.shards, "shards", 1, "")
+	f.DurationVar(&o.grace, "grace", 10*time.Second, "")
+	f.TextVar(&o.level, "log-level", slog.LevelInfo, "")
+	f.BoolVar(&o.version, "version", false, "")
+	if err := f.Parse(e.Args); err != nil {
+		return nil, err
+	}
+	modes := 0
+	for _, set := range []bool{o.linkPath != "", o.linkFD >= 0, o.static != ""} {
+		if set {
+			modes++
+		}
+	}
+	switch {
+	case f.NArg() > 0:
+		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	case o.version:
+	case modes != 1:
+		return nil, errors.New("give one of --link, --link-fd and --static")
+	case o.shards < 1 || o.shards > 64:
+		return nil, fmt.Errorf("--shards %d is not within 1 to 64", o.shards)
+	case o.grace < 0:
+		return nil, fmt.Errorf("--grace %s is negative", o.grace)
+	}
+	return o, nil
+}
+
+// limitMemory keeps the process small: one processor more than there are loops, for handshakes and the rest, and a
+// collector that works harder before memory grows far beyond what is in use.
+func limitMemory(shards int) {
+	runtime.GOMAXPROCS(min(runtime.NumCPU(), shards+1))
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(512 << 20)
+	}
+}
+
+func run(e Env, o *options, log *slog.Logger) error {
+	var cfg *static.Config
+	if o.static != "" {
+		c, err := static.Load(o.static)
+		if err != nil {
+			return err
+		}
+		cfg, o.shards = c, 1
+	}
+	loops, stop, err := startLoops(o.shards)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	trimSoon(loops[0])
+	if cfg != nil {
+		return runStatic(e, o, cfg, loops[0], log)
+	}
+	return runNode(e, o, loops, log)
+}
+
+// startLoops runs n loops; stop ends them and waits.
+func startLoops(n int) (loops []*loop.Loop, stop func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	stop = func() { cancel(); wg.Wait() }
+	for range n {
+		l, err := loop.New()
+		if err != nil {
+			stop()
+			return nil, nil, err
+		}
+		wg.Go(func() { l.Run(ctx) })
+		loops = append(loops, l)
+	}
+	return loops, stop, nil
+}
+
+func runNode(e Env, o *options, loops []*loop.Loop, log *slog.Logger) error {
+	ln, err := openLink(o)
+	if err != nil {
+		return err
+	}
+	n := node.New(node.Options{Loops: loops, Log: log, Build: e.Version})
+	ended := make(chan time.Duration, 1)
+	srv := link.New(ln, n, log, func(grace time.Duration) {
+		select {
+		case ended <- grace:
+		default:
+		}
+	})
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve() }()
+	log.Info("proxy started", "version", e.Version, "pid", os.Getpid())
+	var grace time.Duration
+	select {
+	case grace = <-ended:
+	case <-e.Signals:
+		grace = o.grace
+	case err := <-served:
+		return err
+	}
+	log.Info("proxy is leaving", "grace", grace)
+	within(e.Signals, func() { n.Shutdown(grace) })
+	srv.Close()
+	return nil
+}
+
+// within runs f to its end, or until a second signal.
+func within(signals <-chan os.Signal, f func()) {
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-signals:
+	}
+}
+
+func openLink(o *options) (*net.UnixListener, error) {
+	if o.linkFD >= 0 {
+		l, err := link.FromFile(os.NewFile(uintptr(o.linkFD), "link"))
+		if err != nil {
+			return nil, fmt.Errorf("--link-fd %d: %w (%w)", o.linkFD, err, errUsage)
+		}
+		return l, nil
+	}
+	return link.Listen(o.linkPath)
+}

@@ -1,0 +1,267 @@
+package sock
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"conduit.io/conduit/proxy/flow"
+	"conduit.io/conduit/proxy/loop"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// handshakeTimeout bounds a handshake from the connection on, the wait for its turn included.
+	handshakeTimeout = 10 * time.Second
+	// maxHandshakes may be under way at once, and maxWaiting wait, in each role. Clients and servers are counted
+	// apart: in one process the one may wait for the other.
+	maxHandshakes = 512
+	maxWaiting    = 4096
+)
+
+// handshake is a stage: crypto/tls runs in a goroutine of its own, on the same descriptor, and waits for the loop's word
+// that something has changed. A server's begins only when the client has sent something, so that silent
+// connections cost no goroutine.
+type handshake struct {
+	c      *Conn
+	done   func(error)
+	timer  flow.Timer
+	slots  *limiter
+	begun  bool // it is running, or waits for its turn
+	result error
+
+	wake chan struct{} // holds one signal
+	mu   sync.Mutex
+	stop error // set: give up
+}
+
+// StartTLS makes c the server side of a TLS session by cfg, which should set DynamicRecordSizingDisabled. It is called
+// before a receiver is set; done is called later, on the loop. After an error c closes by itself and calls nobody back.
+// A connection that is closed meanwhile ends with ErrAborted, and one that takes longer than 10 s with ErrTimeout.
+func (c *Conn) StartTLS(cfg *tls.Config, done func(error)) {
+	c.startTLS(cfg, false, handshakeTimeout, done)
+}
+
+func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, done func(error)) {
+	h := &handshake{c: c, done: done, wake: make(chan struct{}, 1), slots: &serverSlots}
+	s := &session{w: wire{c: c, hs: h}}
+	c.LocalAddr()
+	if client {
+		h.slots = &clientSlots
+		s.tc = tls.Client(&s.w, cfg)
+	} else {
+		s.tc = tls.Server(&s.w, cfg)
+	}
+	c.tls, c.stage = s, h
+	h.timer = c.l.After(timeout, func() { h.abandon(ErrTimeout) })
+	if client || c.canRead {
+		h.begin()
+	}
+}
+
+// ready implements stage.
+func (h *handshake) ready(loop.Events) {
+	if !h.begun {
+		h.begin()
+	}
+	h.signal()
+}
+
+func (h *handshake) signal() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// cancel implements stage.
+func (h *handshake) cancel() { h.abandon(ErrAborted) }
+
+// stopped implements stage.
+func (h *handshake) stopped() {
+	if !h.begun || h.slots.leaveQueue(h) {
+		h.finish(ErrAborted)
+		return
+	}
+	h.abandon(ErrAborted)
+}
+
+// begin gets the handshake its turn.
+func (h *handshake) begin() {
+	h.begun = true
+	if !h.slots.enter(h) {
+		h.begun = false
+		h.c.l.After(0, func() { h.finish(ErrBusy) })
+	}
+}
+
+// abandon ends the handshake early, on the loop.
+func (h *handshake) abandon(err error) {
+	h.mu.Lock()
+	if h.stop == nil {
+		h.stop = err
+	}
+	h.mu.Unlock()
+	if !h.begun || h.slots.leaveQueue(h) {
+		h.c.l.After(0, func() { h.finish(err) })
+		return
+	}
+	h.signal() // its goroutine comes to an end, and then calls finish
+}
+
+// run is the goroutine.
+func (h *handshake) run() {
+	gate <- struct{}{}
+	err := h.given()
+	if err == nil {
+		err = h.c.tls.tc.Handshake()
+	}
+	<-gate
+	h.slots.exit()
+	if stop := h.given(); stop != nil {
+		err = stop
+	}
+	h.result = err
+	if !h.c.l.Post(func() { h.finish(h.result) }) {
+		unix.Close(h.c.fd) // the loop has ended and forgotten us
+	}
+}
+
+// finish is the end, on the loop. It runs once.
+func (h *handshake) finish(err error) {
+	c := h.c
+	if c.stage != h {
+		return
+	}
+	h.timer.Stop()
+	c.stage, c.tls.w.hs = nil, nil
+	c.canRead = true // there may be bytes that came with the handshake's last
+	if err == nil {
+		h.done(nil)
+		c.mark()
+		c.soon()
+		return
+	}
+	if !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrAborted) && !errors.Is(err, ErrBusy) {
+		err = &HandshakeError{err}
+	}
+	c.tls = nil // no close_notify, and no more records
+	if errors.Is(err, ErrAborted) || errors.Is(err, ErrBusy) {
+		c.end(err, true)
+	} else {
+		c.Close() // the alert that was sent is not to be destroyed by a reset
+	}
+	h.done(err)
+}
+
+func (h *handshake) given() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stop
+}
+
+// await sleeps until the loop has seen a change.
+func (h *handshake) await() error {
+	<-gate
+	<-h.wake
+	gate <- struct{}{}
+	return h.given()
+}
+
+// read is wire.Read during the handshake.
+func (h *handshake) read(p []byte) (int, error) {
+	for {
+		n, e := sysRead(h.c.fd, p)
+		switch {
+		case e == unix.EAGAIN:
+			if err := h.await(); err != nil {
+				return 0, err
+			}
+		case e != 0:
+			return 0, cause(e)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// write is wire.Write during the handshake.
+func (h *handshake) write(p []byte) (int, error) {
+	for done := 0; ; {
+		n, e := sysWrite(h.c.fd, p[done:])
+		switch {
+		case e == unix.EAGAIN:
+			if err := h.await(); err != nil {
+				return done, err
+			}
+		case e != 0:
+			return done, cause(e)
+		default:
+			if done += n; done == len(p) {
+				return done, nil
+			}
+		}
+	}
+}
+
+// gate lets as many handshakes compute at once as there are processors: a flood of them must not stand in the
+// scheduler's queue before the loops.
+var gate = make(chan struct{}, runtime.GOMAXPROCS(0))
+
+var serverSlots, clientSlots limiter
+
+// limiter counts handshakes under way in this process.
+type limiter struct {
+	mu      sync.Mutex
+	active  int
+	waiting []*handshake
+}
+
+// enter runs h now, or when another has ended; it reports false when too many wait.
+func (s *limiter) enter(h *handshake) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active < maxHandshakes {
+		s.active++
+		go h.run()
+		return true
+	}
+	if len(s.waiting) >= maxWaiting {
+		return false
+	}
+	s.waiting = append(s.waiting, h)
+	return true
+}
+
+// exit gives the turn to the one that waits longest.
+func (s *limiter) exit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) == 0 {
+		s.active--
+		return
+	}
+	h := s.waiting[0]
+	s.waiting[0] = nil
+	s.waiting = s.waiting[1:]
+	go h.run()
+}
+
+// leaveQueue reports whether h was waiting; it does so no longer.
+func (s *limiter) leaveQueue(h *handshake) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, w := range s.waiting {
+		if w == h {
+			s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
+			return true
+		}
+	}
+	return false
+}

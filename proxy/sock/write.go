@@ -1,0 +1,135 @@
+package sock
+
+import (
+	"conduit.io/conduit/proxy/flow"
+
+	"golang.org/x/sys/unix"
+)
+
+const flowLow = flow.LowWater
+
+// Write implements flow.Conn.
+func (c *Conn) Write(p []byte) {
+	if len(p) == 0 || c.fin || c.dead || c.err != nil {
+		return
+	}
+	if c.stage == nil && !c.blocked && c.Backlog() == 0 && len(p) >= direct {
+		p = c.writeDirect(p)
+		if len(p) == 0 || c.err != nil {
+			return
+		}
+	}
+	if c.tls != nil {
+		c.tls.plain.append(p)
+	} else {
+		c.out.append(p)
+	}
+	if c.stage == nil && !c.blocked && c.Backlog() >= flushAt {
+		c.push()
+	}
+	if c.Backlog() > flow.HighWater {
+		c.over = true
+	}
+	c.mark()
+}
+
+// writeDirect writes from the caller's own memory; it returns what is to be queued.
+func (c *Conn) writeDirect(p []byte) []byte {
+	if c.tls != nil {
+		c.tls.encrypt(c, p)
+		c.mark()
+		return nil
+	}
+	n, e := sysWrite(c.fd, p)
+	switch e {
+	case 0:
+		return p[n:]
+	case unix.EAGAIN:
+		c.blocked = true
+	default:
+		c.writeFailed(e)
+	}
+	return p
+}
+
+// Backlog implements flow.Conn.
+func (c *Conn) Backlog() int {
+	if c.tls != nil {
+		return c.out.n + c.tls.plain.n
+	}
+	return c.out.n
+}
+
+// CloseWrite implements flow.Conn.
+func (c *Conn) CloseWrite() {
+	if !c.fin && !c.dead {
+		c.fin = true
+		c.mark()
+	}
+}
+
+// push writes what the kernel takes, and the FIN behind it. It calls nobody back.
+func (c *Conn) push() {
+	for !c.dead && c.err == nil {
+		c.pushOut()
+		if c.blocked || c.err != nil || c.tls == nil || !c.tls.seal(c) {
+			break
+		}
+	}
+	if c.fin && !c.finSent && !c.dead && c.err == nil && c.Backlog() == 0 && (c.tls == nil || c.tls.notified) {
+		c.sendFin()
+	}
+}
+
+// sendFin shuts our direction. A connection of which nothing more is wanted is closed by settle instead, which says the
+// same to the peer.
+func (c *Conn) sendFin() {
+	c.finSent = true
+	if c.closing && c.eof {
+		return
+	}
+	// An error means that the peer has reset the connection: reading will tell.
+	_ = unix.Shutdown(c.fd, unix.SHUT_WR)
+	if c.closing {
+		c.wait(lingerTimeout)
+	}
+}
+
+// pushOut gives the queue to the kernel.
+func (c *Conn) pushOut() {
+	var v [maxIovecs]unix.Iovec
+	for c.out.n > 0 && !c.blocked && c.err == nil {
+		k := c.out.head
+		var n int
+		var e unix.Errno
+		if k.next == nil {
+			n, e = sysWrite(c.fd, k.b[k.r:k.w])
+		} else {
+			n, e = sysWritev(c.fd, c.out.iovecs(&v))
+		}
+		switch e {
+		case 0:
+			c.out.skip(n)
+			if c.closing {
+				c.wait(flushTimeout) // it does take something
+			}
+		case unix.EAGAIN:
+			c.blocked = true
+		default:
+			c.writeFailed(e)
+		}
+	}
+}
+
+// writeFailed notes that nothing can be written any more. What the peer sent before may be worth reading (a response
+// that came before the whole request was sent), so the end comes when reading meets it.
+func (c *Conn) writeFailed(err error) {
+	c.err = cause(err)
+	c.out.reset()
+	if c.tls != nil {
+		c.tls.plain.reset()
+	}
+	c.canRead, c.hup = true, true
+	c.mark()
+	c.soon()
+}

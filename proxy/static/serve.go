@@ -1,0 +1,270 @@
+package static
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/front"
+	"conduit.io/conduit/proxy/h1"
+	"conduit.io/conduit/proxy/h2"
+	"conduit.io/conduit/proxy/loop"
+	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/pool"
+	"conduit.io/conduit/proxy/sock"
+)
+
+const (
+	dialTimeout = 5 * time.Second
+	sweepEvery  = 30 * time.Second
+	maxSeries   = 1000
+	maxConns    = 4096
+	maxWaiting  = 65536
+	clientFirst = 50 * time.Millisecond
+)
+
+// Server serves a Config on one loop.
+type Server struct {
+	loop    *loop.Loop
+	log     *slog.Logger
+	process meter.Process
+	set     *meter.Set
+	streams *exchange.Pool
+	fronts  []*listener
+	ready   atomic.Bool
+}
+
+// listener is one entry of Config.Listeners at work.
+type listener struct {
+	srv    *Server
+	cfg    Listener
+	sock   *sock.Listener
+	pools  map[poolKind]*pool.Pool
+	series map[string]*series // by protocol
+	conns  map[*conn]struct{}
+	http   bool // the last connection was HTTP
+}
+
+// poolKind is what is spoken to the upstream; auto is for the TLS handshake to choose.
+type poolKind uint8
+
+const (
+	auto poolKind = iota
+	viaHTTP1
+	viaHTTP2
+)
+
+type series struct {
+	requests *meter.Requests
+	conns    *meter.Conns
+}
+
+// conn is an accepted connection.
+type conn struct {
+	l      *listener
+	counts *meter.Conns // in which it is counted as open
+	front  *front.Front // nil when the protocol was certain
+	drain  func()
+}
+
+// Start opens every listener of cfg and serves on l, which is running or will be. On an error nothing is left open.
+func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
+	s := &Server{loop: l, log: log, set: meter.NewSet(maxSeries), streams: exchange.NewPool()}
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close() // sock.Listen keeps duplicates
+		}
+	}()
+	for i, lc := range cfg.Listeners {
+		f, err := openListener(lc.Address)
+		if err != nil {
+			return nil, fmt.Errorf("listeners[%d].address: %w", i, err)
+		}
+		files = append(files, f)
+	}
+	var err error
+	if e := l.Do(func() { err = s.open(cfg, files) }); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.ready.Store(true)
+	return s, nil
+}
+
+// openListener opens a TCP socket and gives its descriptor.
+func openListener(a netip.AddrPort) (*os.File, error) {
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return l.File()
+}
+
+func (s *Server) open(cfg *Config, files []*os.File) error {
+	for i, lc := range cfg.Listeners {
+		l := &listener{srv: s, cfg: lc, pools: map[poolKind]*pool.Pool{}, series: map[string]*series{}, conns: map[*conn]struct{}{}}
+		sl, err := sock.Listen(s.loop, files[i], l.accept)
+		if err != nil {
+			for _, l := range s.fronts {
+				l.sock.Close()
+			}
+			return err
+		}
+		l.sock = sl
+		s.fronts = append(s.fronts, l)
+		addr := sl.Addr()
+		s.log.Info("listening", "address", addr.String(), "upstream", lc.Upstream.String(), "protocol", string(lc.Protocol))
+	}
+	s.loop.After(sweepEvery, s.sweep)
+	return nil
+}
+
+func (s *Server) sweep() {
+	for _, l := range s.fronts {
+		for _, p := range l.pools {
+			p.Sweep()
+		}
+	}
+	s.loop.After(sweepEvery, s.sweep)
+}
+
+// Stats is the metrics as Prometheus text.
+func (s *Server) Stats() []byte {
+	var b bytes.Buffer
+	meter.Write(&b, &s.process, s.set)
+	return b.Bytes()
+}
+
+// Ready reports whether the server accepts connections.
+func (s *Server) Ready() bool { return s.ready.Load() }
+
+// Shutdown stops accepting and waits until all connections have ended, or for grace.
+func (s *Server) Shutdown(grace time.Duration) {
+	s.ready.Store(false)
+	_ = s.loop.Do(func() {
+		for _, l := range s.fronts {
+			l.sock.Close()
+			for c := range l.conns {
+				if c.drain != nil {
+					c.drain()
+				}
+			}
+		}
+	})
+	deadline := time.NewTimer(grace)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.process.Open.Load() > 0 {
+		select {
+		case <-deadline.C:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (l *listener) accept(sc *sock.Conn) {
+	c := &conn{l: l}
+	l.conns[c] = struct{}{}
+	l.srv.process.Accepted.Add(1)
+	l.srv.process.Open.Add(1)
+	if l.cfg.TLS == nil {
+		l.serve(c, sc, l.cfg.Protocol)
+		return
+	}
+	sc.StartTLS(l.cfg.TLS, func(err error) {
+		if err != nil {
+			l.srv.process.HandshakeFailed(sock.Reason(err))
+			l.srv.log.Debug("handshake failed", "client", sc.RemoteAddr(), "error", err)
+			l.closed(c, nil)
+			return
+		}
+		l.serve(c, sc, l.negotiated(sc.TLS()))
+	})
+}
+
+// negotiated is the protocol of a TLS session: what ALPN says, else what is configured.
+func (l *listener) negotiated(cs *tls.ConnectionState) mesh.Protocol {
+	switch cs.NegotiatedProtocol {
+	case "h2":
+		return mesh.HTTP2
+	case "http/1.1":
+		return mesh.HTTP1
+	}
+	return l.cfg.Protocol
+}
+
+var opaqueHead = &exchange.Head{Method: "CONNECT"}
+
+func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol) {
+	o := front.Options{
+		Handler: handler{l}, Request: opaqueHead, Protocol: p,
+		Server: exchange.ServerOptions{
+			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c,
+			OnClose: func(err error) { l.closed(c, err) },
+			OnViolation: func(reason mesh.Reason, detail string) {
+				l.srv.log.Debug("protocol violation", "client", sc.RemoteAddr(), "reason", string(reason), "detail", detail)
+			},
+		},
+		Chosen: func(p mesh.Protocol) { l.http = p != mesh.Opaque },
+	}
+	if l.http {
+		o.Wait = clientFirst
+	}
+	switch p {
+	case mesh.HTTP1:
+		srv := h1.NewServer(sc, o.Handler, o.Server)
+		c.drain = srv.Drain
+	case mesh.HTTP2:
+		srv := h2.NewServer(sc, o.Handler, o.Server)
+		c.drain = srv.Drain
+	default:
+		f := front.Serve(sc, o)
+		c.front, c.drain = f, f.Drain
+	}
+}
+
+func (l *listener) closed(c *conn, err error) {
+	if _, ok := l.conns[c]; !ok {
+		return
+	}
+	delete(l.conns, c)
+	l.srv.process.Open.Add(-1)
+	if c.counts != nil {
+		c.counts.Closed(mesh.ReasonNone)
+	}
+	if err != nil {
+		l.srv.log.Debug("connection ended", "listener", l.cfg.Address.String(), "error", err)
+	}
+}
+
+// label is the series of a protocol.
+func (l *listener) label(proto string) *series {
+	s := l.series[proto]
+	if s == nil {
+		t := meter.None
+		if l.cfg.TLS != nil || l.cfg.UpstreamTLS != nil {
+			t = meter.MTLS
+		}
+		k := meter.Key{Direction: meter.Outbound, Src: l.cfg.Address.String(), Dst: l.cfg.Upstream.String(), Protocol: proto, TLS: t}
+		s = &series{conns: l.srv.set.Conns(k)}
+		if proto != meter.TCP {
+			s.requests = l.srv.set.Requests(k)
+		}
+		l.series[proto] = s
+	}
+	return s
+}

@@ -1,0 +1,195 @@
+package proxy_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// authority signs certificates into files.
+type authority struct {
+	t    *testing.T
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	ca   string
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t, dir: t.TempDir()}
+	a.key = newKey(t)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.cert, _ = x509.ParseCertificate(der)
+	a.ca = a.write("ca.pem", "CERTIFICATE", der)
+	return a
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func (a *authority) write(name, kind string, der []byte) string {
+	a.t.Helper()
+	path := filepath.Join(a.dir, name)
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return path
+}
+
+// issue writes a certificate and key for spiffe://test/ns/app/sa/NAME, and gives them as a configuration.
+func (a *authority) issue(name string) config {
+	a.t.Helper()
+	key := newKey(a.t)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		URIs: []*url.URL{{Scheme: "spiffe", Host: "test", Path: "/ns/app/sa/" + name}}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	pk, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return config{"cert": a.write(name+".pem", "CERTIFICATE", der), "key": a.write(name+".key", "PRIVATE KEY", pk), "ca": a.ca}
+}
+
+// chain is a client's proxy and a server's, with mTLS in between.
+func chain(t *testing.T, up, protocol, serverID string) (addr string, client, server *process) {
+	t.Helper()
+	a := newAuthority(t)
+	sl := proxyTo(up, protocol)
+	sl["tls"] = a.issue("server")
+	server = startProxy(t, config{"listeners": []any{sl}, "admin": "127.0.0.1:0"})
+	cl := proxyTo(server.addrs[0], protocol)
+	ut := a.issue("client")
+	ut["server_id"] = serverID
+	cl["upstream_tls"] = ut
+	client = startProxy(t, config{"listeners": []any{cl}, "admin": "127.0.0.1:0"})
+	return client.addrs[0], client, server
+}
+
+const serverID = "spiffe://test/ns/app/sa/server"
+
+func TestChainHTTP(t *testing.T) {
+	up := serveHTTP(t, http.HandlerFunc(mirror))
+	addr, _, _ := chain(t, up, "detect", serverID)
+	body := bytes.Repeat([]byte("0123456789"), 30000)
+	for _, h2 := range []bool{false, true} {
+		for i := 1; i <= 10; i++ {
+			exchangeBody(t, client(t, h2), addr, i, body[:i*len(body)/10], "HTTP/2.0") // between proxies and on: HTTP/2
+		}
+	}
+}
+
+func TestChainGRPC(t *testing.T) {
+	addr, _, _ := chain(t, serveGRPC(t), "detect", serverID)
+	checkGRPC(t, dialGRPC(t, addr))
+}
+
+func TestChainOpaque(t *testing.T) {
+	up := serveTCP(t, func(c *net.TCPConn) {
+		io.WriteString(c, "hello\n")
+		io.Copy(c, c)
+	})
+	addr, _, _ := chain(t, up, "opaque", serverID)
+	c := dial(t, addr)
+	sent := bytes.Repeat([]byte("abcdefgh"), 1<<20)
+	go func() {
+		c.Write(sent)
+		c.CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil || string(got) != "hello\n"+string(sent) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(sent)+6, err)
+	}
+}
+
+func TestChainWrongServer(t *testing.T) {
+	up := serveHTTP(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the request reached the server") }))
+	addr, cl, _ := chain(t, up, "http1", "spiffe://test/ns/app/sa/other")
+	res, err := client(t, false).Get("http://" + addr + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != 503 || res.Header.Get("Conduit-Reason") != "peer-identity" {
+		t.Errorf("status %d, reason %q", res.StatusCode, res.Header.Get("Conduit-Reason"))
+	}
+	if m := metrics(t, cl); !strings.Contains(m, `conduit_proxy_handshakes_failed_total{reason="peer-identity"} 1`) {
+		t.Errorf("metrics: %s", grep(m, "handshakes"))
+	}
+}
+
+func TestServerDemandsCertificate(t *testing.T) {
+	a := newAuthority(t)
+	l := proxyTo(serveHTTP(t, http.HandlerFunc(mirror)), "detect")
+	l["tls"] = a.issue("server")
+	p := startProxy(t, config{"listeners": []any{l}, "admin": "127.0.0.1:0"})
+	stranger := newAuthority(t)
+	pairs := map[string]config{"none": nil, "other authority": stranger.issue("client")}
+	for name, files := range pairs {
+		cfg := &tls.Config{InsecureSkipVerify: true}
+		if files != nil {
+			pair, err := tls.LoadX509KeyPair(files["cert"].(string), files["key"].(string))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		}
+		c := tls.Client(dial(t, p.addrs[0]), cfg)
+		c.Handshake() // in TLS 1.3 the client learns of its refusal only when it reads
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
+			t.Errorf("%s: was served", name)
+		}
+	}
+	if m := metrics(t, p); !strings.Contains(m, `conduit_proxy_handshakes_failed_total{reason="tls-failed"} 2`) {
+		t.Errorf("metrics: %s", grep(m, "handshakes"))
+	}
+}
+
+func metrics(t *testing.T, p *process) string {
+	t.Helper()
+	res, err := client(t, false).Get("http://" + p.admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
