@@ -1,0 +1,167 @@
+// Package discovery turns Kubernetes objects into the snapshot that proxies act on.
+package discovery
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Options say whose snapshot it is.
+type Options struct {
+	Node        string
+	TrustDomain string
+	// LocalAddrs are the addresses that pods of this node got from the CNI plugin; they win over status.podIPs.
+	LocalAddrs map[manifest.Name][]netip.Addr
+}
+
+// Build makes the snapshot of o; its Version is 0. The result is in a fixed order: equal input, equal output.
+func Build(o *manifest.Objects, opt Options) *node.Snapshot {
+	s := &node.Snapshot{TrustDomain: opt.TrustDomain, Node: opt.Node, Workloads: []mesh.Workload{}, Services: []mesh.Service{}}
+	pods := make([]podView, 0, len(o.Pods))
+	for name, p := range o.Pods {
+		pods = append(pods, podView{name: name, pod: p, addrs: addresses(name, p, opt)})
+	}
+	slices.SortFunc(pods, func(a, b podView) int { return strings.Compare(a.name.String(), b.name.String()) })
+	byNamespace := map[string][]podView{}
+	for _, v := range pods {
+		byNamespace[v.name.Namespace] = append(byNamespace[v.name.Namespace], v)
+		// A pod on the host's network shares its addresses: no address of it names a workload.
+		if !v.pod.Spec.HostNetwork && !ended(v.pod) {
+			w := Workload(o, v.pod, opt.Node)
+			w.Addrs = v.addrs
+			s.Workloads = append(s.Workloads, w)
+		}
+	}
+	for name, svc := range o.Services {
+		if svc.Spec.Type != corev1.ServiceTypeExternalName {
+			s.Services = append(s.Services, service(name, svc, byNamespace[name.Namespace]))
+		}
+	}
+	slices.SortFunc(s.Services, func(a, b mesh.Service) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	return s
+}
+
+// NextVersion is a version greater than last, and greater than any that an earlier process of this node gave out,
+// provided that the clock did not go back: snapshots are rarer than one in a microsecond.
+func NextVersion(last uint64, now time.Time) uint64 {
+	return max(last+1, uint64(now.UnixMicro()))
+}
+
+type podView struct {
+	name  manifest.Name
+	pod   *corev1.Pod
+	addrs []netip.Addr
+}
+
+// Local reports whether p runs, or will run, on node.
+func Local(p *corev1.Pod, node string) bool {
+	return p.Spec.NodeName == "" || p.Spec.NodeName == node
+}
+
+func addresses(name manifest.Name, p *corev1.Pod, opt Options) []netip.Addr {
+	if Local(p, opt.Node) && !p.Spec.HostNetwork {
+		if a := opt.LocalAddrs[name]; len(a) > 0 {
+			return a
+		}
+	}
+	var out []netip.Addr
+	add := func(s string) {
+		if a, err := netip.ParseAddr(s); err == nil && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	for _, ip := range p.Status.PodIPs {
+		add(ip.IP)
+	}
+	add(p.Status.PodIP)
+	return out
+}
+
+// Workload describes the pod p, without addresses: who it is, and what the labels and annotations of the pod and its
+// namespace and the MeshPolicy say of it, in this order of precedence.
+func Workload(o *manifest.Objects, p *corev1.Pod, thisNode string) mesh.Workload {
+	w := mesh.Workload{
+		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name,
+		ServiceAccount: p.Spec.ServiceAccountName, Owner: owner(p), Node: p.Spec.NodeName,
+	}
+	if w.UID == "" {
+		w.UID = p.Namespace + "/" + p.Name
+	}
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = "default"
+	}
+	if w.Node == "" {
+		w.Node = thisNode
+	}
+	var ns corev1.Namespace
+	if n := o.Namespaces[p.Namespace]; n != nil {
+		ns = *n
+	}
+	first := func(values ...string) string {
+		for _, v := range values {
+			if v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	enrol := first(p.Labels[manifest.LabelMesh], ns.Labels[manifest.LabelMesh])
+	w.Meshed = enrol == manifest.Enabled && !p.Spec.HostNetwork
+	var policy manifest.MeshPolicySpec
+	if o.Policy != nil {
+		policy = o.Policy.Spec
+	}
+	w.Mode = mesh.Mode(first(p.Annotations[manifest.AnnotationMode], ns.Annotations[manifest.AnnotationMode],
+		policy.MTLS.Mode, string(mesh.Permissive)))
+	w.Down = mesh.Down(first(p.Annotations[manifest.AnnotationDown], ns.Annotations[manifest.AnnotationDown], policy.AgentDown))
+	if w.Down == "" {
+		w.Down = mesh.DownOpen
+		if w.Mode == mesh.Strict {
+			w.Down = mesh.DownClosed
+		}
+	}
+	return w
+}
+
+// owner is kind/name of what keeps the pod: a ReplicaSet that a Deployment made counts as the Deployment.
+func owner(p *corev1.Pod) string {
+	for _, ref := range p.OwnerReferences {
+		if ref.Controller == nil || !*ref.Controller {
+			continue
+		}
+		if hash := p.Labels["pod-template-hash"]; ref.Kind == "ReplicaSet" && hash != "" {
+			if name, ok := strings.CutSuffix(ref.Name, "-"+hash); ok {
+				return "deployment/" + name
+			}
+		}
+		return strings.ToLower(ref.Kind) + "/" + ref.Name
+	}
+	return ""
+}
+
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// Ready reports whether p takes part in Services: it is not going away, and no Ready condition says otherwise.
+func Ready(p *corev1.Pod) bool {
+	if p.DeletionTimestamp != nil || ended(p) {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return true
+}

@@ -1,0 +1,125 @@
+package discovery
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/mesh"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func service(name manifest.Name, svc *corev1.Service, pods []podView) mesh.Service {
+	out := mesh.Service{Namespace: name.Namespace, Name: name.Name, Addrs: []netip.Addr{}, Ports: []mesh.Port{}}
+	for _, ip := range append([]string{svc.Spec.ClusterIP}, svc.Spec.ClusterIPs...) {
+		if a, err := netip.ParseAddr(ip); err == nil && !slices.Contains(out.Addrs, a) {
+			out.Addrs = append(out.Addrs, a)
+		}
+	}
+	v4, v6 := families(svc, out.Addrs)
+	for _, p := range svc.Spec.Ports {
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			continue
+		}
+		port := mesh.Port{Port: uint16(p.Port), Name: p.Name, Protocol: Protocol(p.AppProtocol, p.Name), Endpoints: []mesh.Endpoint{}}
+		for _, v := range pods {
+			if !selects(svc, v.pod) || !(Ready(v.pod) || svc.Spec.PublishNotReadyAddresses && !ended(v.pod)) {
+				continue
+			}
+			target, ok := targetPort(p, v.pod)
+			if !ok {
+				continue
+			}
+			for _, a := range v.addrs {
+				if a.Is4() && !v4 || a.Is6() && !v6 {
+					continue
+				}
+				port.Endpoints = append(port.Endpoints, mesh.Endpoint{Addr: netip.AddrPortFrom(a, target), Workload: workloadUID(v.pod)})
+			}
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+// families says which address families the Service serves: those of its addresses, or those that it asks for, or,
+// headless and silent, both.
+func families(svc *corev1.Service, addrs []netip.Addr) (v4, v6 bool) {
+	for _, a := range addrs {
+		v4 = v4 || a.Is4()
+		v6 = v6 || a.Is6()
+	}
+	if len(addrs) == 0 {
+		v4 = len(svc.Spec.IPFamilies) == 0 || slices.Contains(svc.Spec.IPFamilies, corev1.IPv4Protocol)
+		v6 = len(svc.Spec.IPFamilies) == 0 || slices.Contains(svc.Spec.IPFamilies, corev1.IPv6Protocol)
+	}
+	return v4, v6
+}
+
+func workloadUID(p *corev1.Pod) string {
+	switch {
+	case p.Spec.HostNetwork:
+		return ""
+	case p.UID != "":
+		return string(p.UID)
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+func selects(svc *corev1.Service, p *corev1.Pod) bool {
+	if len(svc.Spec.Selector) == 0 {
+		return false // somebody else manages its endpoints
+	}
+	for k, v := range svc.Spec.Selector {
+		if have, ok := p.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// targetPort resolves the port in this pod: a name may mean another number in every pod.
+func targetPort(sp corev1.ServicePort, p *corev1.Pod) (uint16, bool) {
+	if sp.TargetPort.Type == intstr.Int {
+		if sp.TargetPort.IntVal == 0 {
+			return uint16(sp.Port), true
+		}
+		return uint16(sp.TargetPort.IntVal), true
+	}
+	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
+		for i := range list {
+			for _, cp := range list[i].Ports {
+				if cp.Name == sp.TargetPort.StrVal && (cp.Protocol == "" || cp.Protocol == corev1.ProtocolTCP) {
+					return uint16(cp.ContainerPort), true
+				}
+			}
+		}
+	}
+	return 0, false
+}
+
+// protocols maps what a Service port may declare: appProtocol values (Kubernetes standard names without their prefix,
+// and IANA names), and name prefixes up to the first dash.
+var protocols = map[string]mesh.Protocol{
+	"http": mesh.HTTP1, "http1": mesh.HTTP1, "ws": mesh.HTTP1,
+	"http2": mesh.HTTP2, "h2c": mesh.HTTP2, "grpc": mesh.HTTP2,
+	"tcp": mesh.Opaque, "tls": mesh.Opaque, "https": mesh.Opaque, "wss": mesh.Opaque,
+}
+
+// Protocol is what a Service port declares: its appProtocol, else the prefix of its name, else mesh.Detect.
+func Protocol(appProtocol *string, name string) mesh.Protocol {
+	if appProtocol != nil && *appProtocol != "" {
+		if p, ok := protocols[strings.TrimPrefix(strings.ToLower(*appProtocol), "kubernetes.io/")]; ok {
+			return p
+		}
+		return mesh.Detect
+	}
+	prefix, _, _ := strings.Cut(name, "-")
+	if p, ok := protocols[prefix]; ok {
+		return p
+	}
+	return mesh.Detect
+}

@@ -1,0 +1,300 @@
+// Package enrol keeps kernel, namespaces and proxy in the state that the manifests ask for: it answers the CNI plugin,
+// follows labels and policies, and repairs what differs.
+package enrol
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/agent/podnet"
+	"conduit.io/conduit/agent/proxylink"
+	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/identity"
+	"conduit.io/conduit/loader"
+	"conduit.io/conduit/mesh"
+)
+
+const (
+	// inspectEvery is how often the kernel is compared with what it should be.
+	inspectEvery = 10 * time.Second
+	retryAfter   = time.Second
+)
+
+// Config is what a Manager works with. Nothing of it is closed by the Manager.
+type Config struct {
+	Node        string
+	TrustDomain string
+	Datapath    *loader.Datapath
+	Manifests   *manifest.Source
+	Store       *store.Store
+	Keeper      *identity.Keeper
+	Roots       []byte // PEM trust bundle
+	Log         *slog.Logger
+}
+
+// Manager owns the node's pods. It is safe for concurrent use; one thing at a time is changed.
+type Manager struct {
+	cfg  Config
+	kick chan struct{}
+
+	mu       sync.Mutex
+	pods     map[uint64]*pod // by netns cookie
+	snapshot *node.Snapshot  // the newest; nil before the first
+	link     *proxylink.Link // nil while no proxy is ready
+	linked   chan struct{}   // closed when link becomes non-nil, and made anew when it is lost
+	sent     uint64          // version of the snapshot that the linked proxy has
+}
+
+// pod is one network namespace with its attachments.
+type pod struct {
+	cookie      uint64
+	attachments map[store.Key]*store.Attachment
+	workload    mesh.Workload // as wanted; Addrs are those by which others reach it
+	kernelAddrs []netip.Addr  // every address of the namespace, for the kernel program
+	enrolled    bool          // the kernel steers it
+	kernel      loader.Pod    // as the kernel was told, when enrolled
+	leaving     bool          // un-enrolled, with connections that are not finished
+	held        bool          // the linked proxy has its listeners
+	told        mesh.Workload // as the linked proxy was told
+	fault       error         // of the last attempt
+}
+
+// New makes a Manager; call Restore, and then Run.
+func New(cfg Config) *Manager {
+	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{})}
+}
+
+// name is the pod that the attachments belong to.
+func (p *pod) name() manifest.Name {
+	return manifest.Name{Namespace: p.workload.Namespace, Name: p.workload.Name}
+}
+
+// first is the attachment that names the pod's interface: that of eth0, else the one with the lowest name.
+func (p *pod) first() *store.Attachment {
+	var best *store.Attachment
+	for _, a := range p.attachments {
+		switch {
+		case best == nil, a.IfName == "eth0", best.IfName != "eth0" && a.IfName < best.IfName:
+			best = a
+		}
+	}
+	return best
+}
+
+// addrs are the addresses that the CNI plugin reported, those of the first attachment first.
+func (p *pod) addrs() []netip.Addr {
+	first := p.first()
+	out := slices.Clone(first.Addrs)
+	for _, a := range p.attachments {
+		for _, addr := range a.Addrs {
+			if a != first && !slices.Contains(out, addr) {
+				out = append(out, addr)
+			}
+		}
+	}
+	return out
+}
+
+// Kick asks Run to reconcile soon; it never blocks.
+func (m *Manager) Kick() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run reconciles when asked, and inspects from time to time, until ctx ends.
+func (m *Manager) Run(ctx context.Context) {
+	tick := time.NewTicker(inspectEvery)
+	defer tick.Stop()
+	for {
+		inspect := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.kick:
+		case <-tick.C:
+			inspect = true
+		}
+		m.mu.Lock()
+		if inspect {
+			m.sweep(ctx)
+			m.inspect()
+		}
+		m.reconcile(ctx)
+		m.mu.Unlock()
+	}
+}
+
+// Restore takes up the pods of an earlier agent: attachments from the store, the rest from the kernel. What belongs to
+// no living namespace is removed.
+func (m *Manager) Restore() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all, err := m.cfg.Store.Load()
+	if err != nil {
+		m.cfg.Log.Error("attachments could not all be read; pods of the others are kept", "error", err)
+	}
+	enrolled, err := m.cfg.Datapath.Enrolled()
+	if err != nil {
+		return err
+	}
+	lookups, err := m.cfg.Datapath.Lookups()
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		p := m.pods[a.Cookie]
+		if p == nil {
+			p = &pod{cookie: a.Cookie, attachments: map[store.Key]*store.Attachment{}, workload: a.Workload}
+			p.kernel, p.enrolled = enrolled[a.Cookie]
+			p.kernelAddrs = p.kernel.Addrs
+			p.leaving = !p.enrolled && slices.Contains(lookups, a.Cookie)
+			m.pods[a.Cookie] = p
+		}
+		p.attachments[a.Key()] = a
+	}
+	m.sweep(context.Background())
+	for cookie := range enrolled {
+		lookups = append(lookups, cookie)
+	}
+	for _, cookie := range lookups {
+		if m.pods[cookie] == nil {
+			m.cfg.Log.Warn("removing kernel state of a pod that no attachment describes", "cookie", cookie)
+			if err := m.removeKernel(cookie); err != nil {
+				return err
+			}
+		}
+	}
+	m.refresh()
+	return nil
+}
+
+// reconcile brings everything up to what the manifests say now.
+func (m *Manager) reconcile(ctx context.Context) {
+	m.refresh()
+	if err := m.publish(ctx); err != nil {
+		m.cfg.Log.Error("proxy was not brought up to date", "error", err)
+	}
+	failed := false
+	for _, p := range m.sorted() {
+		before := p.fault
+		p.fault = m.sync(ctx, p)
+		if p.fault == nil {
+			continue
+		}
+		failed = true
+		if before == nil || before.Error() != p.fault.Error() {
+			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
+		}
+	}
+	if failed {
+		time.AfterFunc(retryAfter, m.Kick)
+	}
+}
+
+func (m *Manager) sorted() []*pod {
+	out := make([]*pod, 0, len(m.pods))
+	for _, p := range m.pods {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b *pod) int {
+		if a.cookie < b.cookie {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// refresh takes in the manifests: what each pod should be, the snapshot, the identities.
+func (m *Manager) refresh() {
+	objects, _ := m.cfg.Manifests.Objects()
+	local := map[manifest.Name][]netip.Addr{}
+	for _, p := range m.sorted() { // of two sandboxes of one pod the younger one has its addresses
+		a := p.first()
+		name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
+		if o := objects.Pods[name]; o != nil && discovery.Local(o, m.cfg.Node) {
+			p.workload = discovery.Workload(objects, o, m.cfg.Node)
+		}
+		p.workload.Addrs = p.addrs()
+		if len(p.workload.Addrs) == 0 {
+			p.workload.Addrs = p.kernelAddrs
+		}
+		local[name] = p.workload.Addrs
+		for _, a := range p.attachments {
+			m.remember(a, &p.workload)
+		}
+	}
+	next := discovery.Build(objects, discovery.Options{Node: m.cfg.Node, TrustDomain: m.cfg.TrustDomain, LocalAddrs: local})
+	m.supersede(next)
+	var ids []mesh.Identity
+	for _, p := range m.pods {
+		if id := p.workload.Identity(m.cfg.TrustDomain); p.workload.Meshed && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	issued, err := m.cfg.Keeper.Want(ids)
+	if err != nil {
+		m.cfg.Log.Error("certificates could not be issued; trying again", "error", err)
+		time.AfterFunc(retryAfter, m.Kick)
+	}
+	if len(issued) > 0 && m.link != nil {
+		m.sendLeaves(context.Background(), issued)
+	}
+}
+
+// remember stores the workload with the attachment when it has changed.
+func (m *Manager) remember(a *store.Attachment, w *mesh.Workload) {
+	if sameWorkload(&a.Workload, w) {
+		return
+	}
+	a.Workload = *w
+	if err := m.cfg.Store.Put(a); err != nil {
+		m.cfg.Log.Error("attachment not stored; a restarted agent would not know it as it is", "error", err)
+	}
+}
+
+func sameWorkload(a, b *mesh.Workload) bool {
+	return a.UID == b.UID && a.Namespace == b.Namespace && a.Name == b.Name && a.ServiceAccount == b.ServiceAccount &&
+		a.Owner == b.Owner && a.Node == b.Node && a.Meshed == b.Meshed && a.Mode == b.Mode && a.Down == b.Down &&
+		slices.Equal(a.Addrs, b.Addrs)
+}
+
+// sweep drops attachments whose namespace is gone, or was replaced by another one.
+func (m *Manager) sweep(ctx context.Context) {
+	for _, p := range m.sorted() {
+		for key, a := range p.attachments {
+			if err := m.alive(a); err == nil || !errors.Is(err, podnet.ErrGone) {
+				continue
+			}
+			m.cfg.Log.Info("dropping attachment of a namespace that is gone", "pod", a.Namespace+"/"+a.Pod,
+				"container", a.ContainerID, "netns", a.Netns)
+			if err := m.detach(ctx, p, key); err != nil {
+				m.cfg.Log.Error("attachment not dropped; trying again", "pod", a.Namespace+"/"+a.Pod, "error", err)
+			}
+		}
+	}
+}
+
+// alive checks that the attachment's path still leads to its namespace; otherwise the error is podnet.ErrGone.
+func (m *Manager) alive(a *store.Attachment) error {
+	f, err := podnet.Open(a.Netns)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	cookie, err := loader.NetnsCookie(f)
+	if err == nil && cookie != a.Cookie {
+		err = podnet.ErrGone
+	}
+	return err
+}

@@ -1,0 +1,179 @@
+package enrol
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"time"
+
+	"conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/agent/proxylink"
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/identity"
+	"conduit.io/conduit/mesh"
+)
+
+// supersede puts next in the place of the snapshot when it says anything else.
+func (m *Manager) supersede(next *node.Snapshot) {
+	var version uint64
+	if old := m.snapshot; old != nil {
+		version = old.Version
+		next.Version = version
+		if reflect.DeepEqual(old, next) {
+			return
+		}
+	}
+	next.Version = discovery.NextVersion(version, time.Now())
+	m.snapshot = next
+}
+
+// publish sends the snapshot to the proxy if it has another one.
+func (m *Manager) publish(ctx context.Context) error {
+	if m.link == nil || m.snapshot == nil || m.sent == m.snapshot.Version {
+		return nil
+	}
+	if _, err := m.link.Call(ctx, &node.Message{Snapshot: m.snapshot}); err != nil {
+		return err
+	}
+	m.sent = m.snapshot.Version
+	return nil
+}
+
+func (m *Manager) certificates(leaves []*identity.Leaf) *node.Message {
+	c := &node.Certificates{Roots: m.cfg.Roots, Leaves: []node.Leaf{}}
+	for _, l := range leaves {
+		c.Leaves = append(c.Leaves, node.Leaf{Identity: l.Identity, Chain: l.Chain, Key: l.Key})
+	}
+	return &node.Message{Certificates: c}
+}
+
+func (m *Manager) sendLeaves(ctx context.Context, leaves []*identity.Leaf) {
+	if _, err := m.link.Call(ctx, m.certificates(leaves)); err != nil {
+		m.cfg.Log.Error("proxy did not take certificates", "error", err)
+		m.link.Close() // the next link begins with all of them
+	}
+}
+
+// Renewed hands new certificates to the proxy.
+func (m *Manager) Renewed(leaves []*identity.Leaf) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.link != nil {
+		m.sendLeaves(context.Background(), leaves)
+	}
+	m.cfg.Log.Info("certificates renewed", "count", len(leaves))
+}
+
+// Attach brings a proxy that was just found or started up to date: kernel map, certificates, snapshot, pods. Pods whose
+// listeners it holds keep them. It is the Supervisor's.
+func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Always, also to a proxy that has one: the map may have been made anew, and a socket without its tag is steered.
+	tags := m.cfg.Datapath.SockTags()
+	if tags == nil {
+		return errors.New("no descriptor of the socket-tag map could be made")
+	}
+	defer tags.Close()
+	if _, err := l.Call(ctx, &node.Message{Kernel: &node.Kernel{}}, tags); err != nil {
+		return err
+	}
+	m.refresh()
+	if _, err := l.Call(ctx, m.certificates(m.cfg.Keeper.Leaves())); err != nil {
+		return err
+	}
+	m.link, m.sent = l, 0
+	if err := m.publish(ctx); err != nil {
+		m.link = nil
+		return err
+	}
+	if err := m.adopt(ctx, l.Hello()); err != nil {
+		m.link = nil
+		return err
+	}
+	l.OnDrained(m.drained)
+	m.reconcile(ctx)
+	select {
+	case <-l.Done():
+		m.link = nil
+		return errors.New("the link ended")
+	default:
+	}
+	close(m.linked)
+	return nil
+}
+
+// adopt takes note of what the proxy holds, and takes away what it should not.
+func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
+	for _, p := range m.pods {
+		p.held, p.told = false, mesh.Workload{}
+	}
+	remove := func(cookie uint64, drain bool) error {
+		_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: cookie, Drain: drain}})
+		return err
+	}
+	for _, cookie := range h.Pods {
+		p := m.pods[cookie]
+		if p == nil {
+			if err := remove(cookie, false); err != nil {
+				return err
+			}
+			continue
+		}
+		p.held = true
+		if p.leaving && !p.workload.Meshed {
+			if err := remove(cookie, true); err != nil {
+				return err
+			}
+		}
+	}
+	for _, cookie := range h.Draining {
+		if p := m.pods[cookie]; p != nil {
+			p.held, p.leaving = true, true
+		} else if err := remove(cookie, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Detach notes that the link has ended. It is the Supervisor's.
+func (m *Manager) Detach(l *proxylink.Link) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-m.linked:
+		m.linked = make(chan struct{})
+	default:
+	}
+	if m.link == l {
+		m.link = nil
+	}
+	for _, p := range m.pods {
+		p.held = false
+	}
+}
+
+// Link is the proxy's link, or nil while there is none.
+func (m *Manager) Link() *proxylink.Link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.link
+}
+
+// awaitLink waits for a proxy.
+func (m *Manager) awaitLink(ctx context.Context) error {
+	for {
+		m.mu.Lock()
+		linked, up := m.linked, m.link != nil
+		m.mu.Unlock()
+		if up {
+			return nil
+		}
+		select {
+		case <-linked:
+		case <-ctx.Done():
+			return errNoProxy
+		}
+	}
+}

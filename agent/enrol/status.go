@@ -1,0 +1,111 @@
+package enrol
+
+import (
+	"net/netip"
+	"strconv"
+
+	"conduit.io/conduit/loader"
+	"conduit.io/conduit/mesh"
+)
+
+// PodStatus is what is known of one pod; the kernel's part is read from the kernel.
+type PodStatus struct {
+	Namespace string          `json:"namespace"`
+	Name      string          `json:"name"`
+	Identity  string          `json:"identity"`
+	Cookie    string          `json:"netnsCookie"` // decimal: JSON numbers are not exact
+	Netns     string          `json:"netns"`
+	Addrs     []netip.Addr    `json:"addrs"`
+	Wanted    bool            `json:"wanted"`   // the manifests want it in the mesh
+	Enrolled  bool            `json:"enrolled"` // the kernel steers it
+	Leaving   bool            `json:"leaving"`  // un-enrolled, connections not finished
+	Mode      mesh.Mode       `json:"mode"`
+	Down      mesh.Down       `json:"agentDown"`
+	OutOpen   bool            `json:"outOpen"`
+	InOpen    bool            `json:"inOpen"`
+	Listeners map[string]bool `json:"listeners"` // alive in the kernel
+	Counters  Counters        `json:"counters"`
+	Error     string          `json:"error,omitempty"`
+}
+
+// Counters are the kernel's counts of a pod's sockets.
+type Counters struct {
+	Created  uint64            `json:"created"`
+	Steered  uint64            `json:"steered"`
+	Bypassed map[string]uint64 `json:"bypassed"`
+}
+
+// Pods is the state of the pods of this node, in the order in which their namespaces were made.
+func (m *Manager) Pods() ([]PodStatus, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.cfg.Datapath
+	enrolled, err := d.Enrolled()
+	if err != nil {
+		return nil, err
+	}
+	counters, err := d.Counters()
+	if err != nil {
+		return nil, err
+	}
+	out := []PodStatus{}
+	for _, p := range m.sorted() {
+		k, isEnrolled := enrolled[p.cookie]
+		s := PodStatus{
+			Namespace: p.workload.Namespace, Name: p.workload.Name,
+			Identity: p.workload.Identity(m.cfg.TrustDomain).String(),
+			Cookie:   strconv.FormatUint(p.cookie, 10), Netns: p.first().Netns, Addrs: p.workload.Addrs,
+			Wanted: p.workload.Meshed, Enrolled: isEnrolled, Leaving: p.leaving,
+			Mode: p.workload.Mode, Down: p.workload.Down, OutOpen: k.OutOpen, InOpen: k.InOpen,
+			Listeners: map[string]bool{}, Counters: kernelCounters(counters[p.cookie]),
+		}
+		alive, err := d.Listeners(p.cookie)
+		if err != nil {
+			return nil, err
+		}
+		for slot, name := range []string{"inV4", "inV6", "outV4", "outV6"} {
+			s.Listeners[name] = alive[slot]
+		}
+		if p.fault != nil {
+			s.Error = p.fault.Error()
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func kernelCounters(c loader.Counters) Counters {
+	if c.Bypassed == nil {
+		c.Bypassed = map[string]uint64{}
+	}
+	return Counters{Created: c.Created, Steered: c.Steered, Bypassed: c.Bypassed}
+}
+
+// Summary is the node in numbers.
+type Summary struct {
+	Wanted, Enrolled, Leaving, Other int
+	Snapshot                         uint64
+}
+
+// Summary counts the pods by their state, and names the newest snapshot.
+func (m *Manager) Summary() Summary {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var s Summary
+	for _, p := range m.pods {
+		switch {
+		case p.enrolled:
+			s.Enrolled++
+		case p.leaving:
+			s.Leaving++
+		case p.workload.Meshed:
+			s.Wanted++
+		default:
+			s.Other++
+		}
+	}
+	if m.snapshot != nil {
+		s.Snapshot = m.snapshot.Version
+	}
+	return s
+}

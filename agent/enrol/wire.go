@@ -1,0 +1,262 @@
+package enrol
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"conduit.io/conduit/agent/podnet"
+	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/api/kernel"
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/loader"
+	"conduit.io/conduit/mesh"
+)
+
+// errNoProxy: the pod must wait for a proxy.
+var errNoProxy = errors.New("the proxy is not ready")
+
+// sync brings one pod to what it should be.
+func (m *Manager) sync(ctx context.Context, p *pod) error {
+	switch {
+	case p.workload.Meshed:
+		return m.wire(ctx, p)
+	case p.enrolled:
+		return m.leave(ctx, p)
+	case p.leaving && m.link != nil && !p.held:
+		return m.left(p) // the proxy that had its connections is gone, or has said that it is done
+	}
+	return nil
+}
+
+// wire enrols the pod, or repairs and updates it. The order makes sure that nothing is steered before it can be served:
+// rules and routes, listeners, the proxy's word, the listener map, the lookup program, and the pod's entry last.
+func (m *Manager) wire(ctx context.Context, p *pod) error {
+	netns, err := m.open(p)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	if err := m.address(p, netns); err != nil {
+		return err
+	}
+	n := podnet.Net{IfName: p.first().IfName, Addrs: p.kernelAddrs}
+	if err := podnet.Verify(netns, n); err != nil {
+		if p.enrolled {
+			m.cfg.Log.Warn("repairing the pod's rules and routes", "pod", p.name().String(), "found", err)
+		}
+		if err := podnet.Setup(netns, n); err != nil {
+			return err
+		}
+	}
+	if err := m.listeners(ctx, p, netns); err != nil && !(p.enrolled && errors.Is(err, errNoProxy)) {
+		return err // an enrolled pod without a proxy is what its agent-down mode is for
+	}
+	d := m.cfg.Datapath
+	if !p.enrolled || d.Check(p.cookie) != nil {
+		if err := d.AttachLookup(netns, p.cookie); err != nil {
+			return err
+		}
+	}
+	want := kernelPod(p)
+	if p.enrolled && samePod(want, p.kernel) {
+		return nil
+	}
+	if err := d.Enrol(p.cookie, want); err != nil {
+		return err
+	}
+	if !p.enrolled {
+		m.cfg.Log.Info("pod enrolled", "pod", p.name().String(), "mode", p.workload.Mode, "agent_down", p.workload.Down)
+	}
+	p.enrolled, p.leaving, p.kernel = true, false, want
+	return nil
+}
+
+// open opens the pod's namespace, and makes sure that it is still the same.
+func (m *Manager) open(p *pod) (*os.File, error) {
+	f, err := podnet.Open(p.first().Netns)
+	if err != nil {
+		return nil, err
+	}
+	cookie, err := loader.NetnsCookie(f)
+	if err == nil && cookie != p.cookie {
+		err = fmt.Errorf("%s is another namespace now: %w", p.first().Netns, podnet.ErrGone)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// address finds every address of the pod: those that CNI reported, and others that the namespace has.
+func (m *Manager) address(p *pod, netns *os.File) error {
+	found, err := podnet.Addresses(netns, p.first().IfName)
+	if err != nil {
+		return err
+	}
+	all := p.addrs()
+	for _, a := range found {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	if len(all) == 0 {
+		return errors.New("the pod has no IP address")
+	}
+	if len(all) > kernel.MaxAddrs {
+		m.cfg.Log.Warn("pod has more addresses than the kernel program knows; connections to the last ones are treated as outbound",
+			"pod", p.name().String(), "addresses", len(all), "known", kernel.MaxAddrs)
+		all = all[:kernel.MaxAddrs]
+	}
+	p.kernelAddrs = all
+	return nil
+}
+
+// kernelPod is how the kernel must treat the pod. Inbound connections go on without a proxy only where plaintext would
+// be accepted from anybody anyway.
+func kernelPod(p *pod) loader.Pod {
+	open := p.workload.Down == mesh.DownOpen
+	return loader.Pod{Addrs: p.kernelAddrs, OutOpen: open, InOpen: open && p.workload.Mode == mesh.Permissive}
+}
+
+func samePod(a, b loader.Pod) bool {
+	return a.OutOpen == b.OutOpen && a.InOpen == b.InOpen && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// listeners makes sure that the proxy holds listeners of the pod, that the kernel has the same, and that the proxy knows
+// the pod as it is now. Listeners that are alive are left alone.
+func (m *Manager) listeners(ctx context.Context, p *pod, netns *os.File) error {
+	if m.link == nil {
+		return errNoProxy
+	}
+	d := m.cfg.Datapath
+	alive, err := d.Listeners(p.cookie)
+	if err != nil {
+		return err
+	}
+	msg := &node.Message{Pod: &node.Pod{Cookie: p.cookie, Workload: p.workload}}
+	if p.held && !p.leaving && complete(alive) {
+		if sameWorkload(&p.told, &p.workload) {
+			return nil
+		}
+		if _, err := m.link.Call(ctx, msg); err != nil {
+			return err
+		}
+		p.told = p.workload
+		return nil
+	}
+	l, err := podnet.Listen(netns)
+	if err != nil {
+		return err
+	}
+	defer l.Close() // the proxy's copies stay: when it dies, the kernel empties the slots
+	if _, err := m.link.Call(ctx, msg, append([]*os.File{netns}, l.Files[:]...)...); err != nil {
+		return err
+	}
+	p.held, p.told = true, p.workload
+	for slot, f := range l.Files {
+		if !l.Present[slot] {
+			continue
+		}
+		if err := d.SetListener(p.cookie, kernel.Slot(slot), int(f.Fd())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// complete reports whether the slots are filled: those of IPv4, and those of IPv6 together or, in a namespace without
+// it, not at all.
+func complete(alive [kernel.SlotCount]bool) bool {
+	return alive[node.InV4] && alive[node.OutV4] && alive[node.InV6] == alive[node.OutV6]
+}
+
+// leave un-enrols a running pod: nothing new is steered from now on, while its connections go on to their end. Rules,
+// routes and lookup program stay until then, for those connections need them.
+func (m *Manager) leave(ctx context.Context, p *pod) error {
+	if err := m.cfg.Datapath.Unenrol(p.cookie); err != nil {
+		return err
+	}
+	p.enrolled, p.leaving, p.kernel = false, true, loader.Pod{}
+	m.cfg.Log.Info("pod un-enrolled; its connections go on", "pod", p.name().String())
+	if m.link == nil || !p.held {
+		return nil // Attach sees to it
+	}
+	_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: p.cookie, Drain: true}})
+	return err
+}
+
+// left removes what an un-enrolled pod's connections needed.
+func (m *Manager) left(p *pod) error {
+	err := m.removeKernel(p.cookie)
+	if netns, oerr := m.open(p); oerr == nil {
+		err = errors.Join(err, podnet.Teardown(netns))
+		netns.Close()
+	}
+	if err == nil {
+		p.leaving = false
+		m.cfg.Log.Info("pod has left the mesh", "pod", p.name().String())
+	}
+	return err
+}
+
+// drained is the proxy's word that a leaving pod has no connection any more.
+func (m *Manager) drained(cookie uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.pods[cookie]
+	if p == nil || !p.leaving {
+		return // it came back, or is gone
+	}
+	p.held = false
+	if err := m.left(p); err != nil {
+		p.fault = err
+		m.Kick()
+	}
+}
+
+// removeKernel removes the pod from the kernel, in the order that lets nothing be steered into the void.
+func (m *Manager) removeKernel(cookie uint64) error {
+	d := m.cfg.Datapath
+	return errors.Join(d.Unenrol(cookie), d.DetachLookup(cookie), d.ClearListeners(cookie), d.DropCounters(cookie))
+}
+
+// detach forgets one attachment, and with the last one the pod, at once.
+func (m *Manager) detach(ctx context.Context, p *pod, key store.Key) error {
+	if len(p.attachments) > 1 {
+		delete(p.attachments, key)
+		return m.cfg.Store.Delete(key)
+	}
+	var errs []error
+	errs = append(errs, m.cfg.Datapath.Unenrol(p.cookie))
+	if m.link != nil && p.held {
+		_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: p.cookie}})
+		errs = append(errs, err)
+	}
+	errs = append(errs, m.removeKernel(p.cookie))
+	if p.enrolled || p.leaving {
+		if netns, err := m.open(p); err == nil {
+			errs = append(errs, podnet.Teardown(netns))
+			netns.Close()
+		}
+	}
+	delete(m.pods, p.cookie)
+	errs = append(errs, m.cfg.Store.Delete(key))
+	return errors.Join(errs...)
+}
+
+// inspect notes what the kernel or the namespaces have lost, so that the reconciliation that follows repairs it.
+func (m *Manager) inspect() {
+	for _, p := range m.sorted() {
+		if !p.enrolled {
+			continue
+		}
+		if err := m.cfg.Datapath.Check(p.cookie); err != nil {
+			m.cfg.Log.Warn("kernel state of the pod differs; repairing it", "pod", p.name().String(), "found", err)
+			p.kernel = loader.Pod{} // tell the kernel again
+		}
+	}
+}

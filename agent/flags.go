@@ -1,0 +1,171 @@
+// Package agent is the node daemon: it loads the kernel programs, runs the proxy, answers the CNI plugin, and keeps all
+// of them in the state that the manifests ask for.
+package agent
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"conduit.io/conduit/agent/admin"
+	"conduit.io/conduit/mesh"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 64 // EX_USAGE of sysexits.h
+)
+
+// Env is what the agent takes from its process.
+type Env struct {
+	Args   []string // without the program's name
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// config is what the flags say.
+type config struct {
+	standalone  bool
+	manifests   string
+	runDir      string
+	bpffs       string
+	cgroup      string
+	caDir       string
+	node        string
+	trustDomain string
+	proxy       string
+	admin       string
+	logLevel    slog.Level
+	uninstall   bool
+	version     bool
+}
+
+const usage = `conduit-agent is the node daemon of the Conduit service mesh.
+
+Usage:
+  conduit-agent --standalone --manifests DIR [flags]   run a node without Kubernetes
+  conduit-agent --uninstall [--run-dir DIR] [--bpffs DIR]   remove everything of a node, and show that it is gone
+  conduit-agent --version
+
+The agent needs root, Linux 5.15 or later with BTF, and cgroup2. When it ends, pods stay wired and the proxy goes on;
+the next agent with the same --run-dir and --bpffs takes over.
+
+Flags:
+`
+
+// parse reads the flags. ok is false when the process should exit with code.
+func parse(env Env) (c config, code int, ok bool) {
+	fs := flag.NewFlagSet("conduit-agent", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.BoolVar(&c.standalone, "standalone", false, "take Kubernetes objects from --manifests (the only mode so far)")
+	fs.StringVar(&c.manifests, "manifests", "", "`DIR` of YAML and JSON files: Namespace, Pod, Service, MeshPolicy; watched")
+	fs.StringVar(&c.runDir, "run-dir", "/run/conduit", "`DIR` for sockets, the attachments of pods, and the proxy's log")
+	fs.StringVar(&c.bpffs, "bpffs", "/sys/fs/bpf/conduit", "`DIR` on a bpffs for pinned programs and maps")
+	fs.StringVar(&c.cgroup, "cgroup", "", "cgroup2 `DIR` whose processes are steered (default the mount point of cgroup2)")
+	fs.StringVar(&c.caDir, "ca-dir", "", "`DIR` of the certificate authority (default RUN-DIR/ca); agents that share it trust each other")
+	fs.StringVar(&c.node, "node-name", "", "`NAME` that spec.nodeName of this node's pods has (default the host name)")
+	fs.StringVar(&c.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust `DOMAIN`")
+	fs.StringVar(&c.proxy, "proxy", "", "`PATH` of the conduit-proxy binary (default beside conduit-agent)")
+	fs.StringVar(&c.admin, "admin", admin.DefaultAddr, "`ADDRESS` of /metrics, /readyz and /debug/pods; written to RUN-DIR/admin.addr")
+	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`LEVEL` of the log on stderr: debug, info, warn or error")
+	fs.BoolVar(&c.uninstall, "uninstall", false, "stop this node's agent and proxy, remove everything they made, verify, and exit")
+	fs.BoolVar(&c.version, "version", false, "print the version and exit")
+	err := fs.Parse(env.Args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(env.Stdout, usage)
+		fs.SetOutput(env.Stdout)
+		fs.PrintDefaults()
+		return c, exitOK, false
+	}
+	if err == nil && fs.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if err == nil && !c.version {
+		err = c.complete()
+	}
+	if err != nil {
+		fmt.Fprintf(env.Stderr, "conduit-agent: %v\nRun 'conduit-agent --help' for usage.\n", err)
+		return c, exitUsage, false
+	}
+	return c, exitOK, true
+}
+
+// complete fills in defaults and refuses what cannot be.
+func (c *config) complete() error {
+	if !c.uninstall {
+		var missing []string
+		if !c.standalone {
+			missing = append(missing, "--standalone")
+		}
+		if c.manifests == "" {
+			missing = append(missing, "--manifests DIR")
+		}
+		if len(missing) > 0 {
+			return fmt.Errorf("required: %s", strings.Join(missing, ", "))
+		}
+	}
+	for _, p := range []*string{&c.runDir, &c.bpffs, &c.manifests, &c.caDir, &c.proxy, &c.cgroup} {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	if c.runDir == "" || c.bpffs == "" {
+		return errors.New("--run-dir and --bpffs must not be empty")
+	}
+	if c.runDir == "/" || c.bpffs == "/" {
+		return errors.New("--run-dir and --bpffs must be directories of their own")
+	}
+	// The kernel's limit for the path of a Unix socket is 107 bytes (unix(7)).
+	if sock := filepath.Join(c.runDir, "proxy.sock.new"); len(sock) > 107 {
+		return fmt.Errorf("--run-dir %s is too long for the sockets in it (at most %d bytes)", c.runDir, 107-len("/proxy.sock.new"))
+	}
+	if !mesh.ValidTrustDomain(c.trustDomain) {
+		return fmt.Errorf("--trust-domain %q: want lower-case letters, digits, dots, dashes and underscores", c.trustDomain)
+	}
+	if c.node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("no --node-name, and the host name is unknown: %w", err)
+		}
+		c.node = name
+	}
+	if c.caDir == "" {
+		c.caDir = filepath.Join(c.runDir, defaultCA)
+	}
+	if c.cgroup == "" {
+		c.cgroup = cgroup2()
+	}
+	if c.proxy == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("no --proxy, and the agent's own path is unknown: %w", err)
+		}
+		c.proxy = filepath.Join(filepath.Dir(self), "conduit-proxy")
+	}
+	return nil
+}
+
+// cgroup2 is where cgroup2 is mounted: alone, or beside version 1.
+func cgroup2() string {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var fs unix.Statfs_t
+		if unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+			return dir
+		}
+	}
+	return "/sys/fs/cgroup" // the loader says what is wrong with it
+}

@@ -1,0 +1,95 @@
+// Package podnet sets up and inspects pods' network namespaces: the rules and routes that turn marked packets round,
+// and the proxy's listeners.
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrGone is wrapped when no network namespace is at a path any more.
+	ErrGone = errors.New("network namespace is gone")
+	// ErrNotNetns is wrapped when a path leads to something else.
+	ErrNotNetns = errors.New("not a network namespace")
+	// ErrHost is wrapped when a path leads to the agent's own network namespace.
+	ErrHost = errors.New("the node's own network namespace")
+)
+
+// Open opens the pod's network namespace at path. The caller must Close the file; while it is open, the namespace
+// lives on.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open network namespace %s: %w", path, ErrGone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	if err := checkNetns(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return f, nil
+}
+
+func checkNetns(f *os.File) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return err
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		// A bind mount that was undone leaves an empty file behind.
+		return fmt.Errorf("%w (%w)", ErrNotNetns, ErrGone)
+	}
+	// Not every namespace file is of the right kind: NS_GET_NSTYPE tells (ioctl_ns(2)).
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil {
+		return fmt.Errorf("ask for the namespace's type: %w", err)
+	}
+	if kind != unix.CLONE_NEWNET {
+		return ErrNotNetns
+	}
+	var there, own unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &there); err != nil {
+		return err
+	}
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+		return err
+	}
+	if there.Dev == own.Dev && there.Ino == own.Ino {
+		return ErrHost
+	}
+	return nil
+}
+
+// Do runs work on a thread that is inside netns, and waits for it. Work must not start goroutines that need the
+// namespace: they run on other threads.
+func Do(netns *os.File, work func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- enter(netns, work) }()
+	return <-done
+}
+
+func enter(netns *os.File, work func() error) error {
+	// The thread is unlocked only after it is home again; otherwise the runtime ends it with this goroutine.
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread() // nothing has changed
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = work()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
+}

@@ -1,0 +1,333 @@
+package podnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"conduit.io/conduit/api/kernel"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Table is the routing table of the local routes in pods' namespaces.
+	Table = 100
+
+	prefLookup   = 100
+	prefProhibit = 101
+	bindMetric   = 10 // of the route for sockets that are bound to the interface
+
+	// dadWait is how long an IPv6 address may still be under duplicate address detection (RFC 4862, 5.4).
+	dadWait = 3 * time.Second
+)
+
+// Net is what a pod's namespace needs to turn marked packets round.
+type Net struct {
+	IfName string       // the pod's interface
+	Addrs  []netip.Addr // the pod's addresses; the first of each family becomes the source
+}
+
+// family is one address family of a Net.
+type family struct {
+	number int
+	src    net.IP
+	any    *net.IPNet
+}
+
+func (n Net) families() []family {
+	var out []family
+	for _, f := range []struct {
+		number int
+		any    string
+		is     func(netip.Addr) bool
+	}{
+		{netlink.FAMILY_V4, "0.0.0.0/0", netip.Addr.Is4},
+		{netlink.FAMILY_V6, "::/0", netip.Addr.Is6},
+	} {
+		if i := slices.IndexFunc(n.Addrs, f.is); i >= 0 {
+			_, dst, _ := net.ParseCIDR(f.any)
+			out = append(out, family{f.number, n.Addrs[i].AsSlice(), dst})
+		}
+	}
+	return out
+}
+
+// Addresses are the global addresses in netns, those of ifname first: CNI's result first names them, but a pod may
+// have got more (several interfaces, router advertisements).
+func Addresses(netns *os.File, ifname string) (out []netip.Addr, err error) {
+	err = Do(netns, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		slices.SortStableFunc(links, func(a, b netlink.Link) int {
+			return first(a.Attrs().Name == ifname) - first(b.Attrs().Name == ifname)
+		})
+		for _, l := range links {
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				ip, _ := netip.AddrFromSlice(a.IP)
+				if ip = ip.Unmap(); ip.IsGlobalUnicast() && !slices.Contains(out, ip) {
+					out = append(out, ip)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return out, nil
+}
+
+func first(yes bool) int {
+	if yes {
+		return 0
+	}
+	return 1
+}
+
+// Setup makes what is missing in netns, and corrects what differs.
+func Setup(netns *os.File, n Net) error {
+	err := Do(netns, func() error {
+		lo, dev, err := links(n.IfName)
+		if err != nil {
+			return err
+		}
+		if lo.Attrs().Flags&net.FlagUp == 0 {
+			if err := netlink.LinkSetUp(lo); err != nil {
+				return fmt.Errorf("set lo up: %w", err)
+			}
+		}
+		for _, f := range n.families() {
+			for _, r := range routes(f, lo, dev) {
+				if err := replaceRoute(r); err != nil {
+					return fmt.Errorf("add %s: %w", routeText(r), err)
+				}
+			}
+			have, err := netlink.RuleList(f.number)
+			if err != nil {
+				return fmt.Errorf("list rules: %w", err)
+			}
+			for _, r := range rules(f) {
+				if slices.ContainsFunc(have, func(h netlink.Rule) bool { return sameRule(&h, r) }) {
+					continue
+				}
+				if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+					return fmt.Errorf("add rule %d: %w", r.Priority, err)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("set up pod network: %w", err)
+	}
+	return nil
+}
+
+func links(ifname string) (lo, dev netlink.Link, err error) {
+	if lo, err = netlink.LinkByName("lo"); err != nil {
+		return nil, nil, fmt.Errorf("find lo: %w", err)
+	}
+	if dev, err = netlink.LinkByName(ifname); err != nil {
+		return nil, nil, fmt.Errorf("find the pod's interface %s: %w", ifname, err)
+	}
+	return lo, dev, nil
+}
+
+// routes are the two routes of a family. The source is set in them, for the kernel would otherwise take the
+// destination of a local route as the source. The second serves sockets that are bound to the interface.
+func routes(f family, lo, dev netlink.Link) []*netlink.Route {
+	out := []*netlink.Route{
+		{LinkIndex: lo.Attrs().Index, Dst: f.any, Src: f.src, Table: Table, Type: unix.RTN_LOCAL, Family: f.number},
+		{LinkIndex: dev.Attrs().Index, Dst: f.any, Src: f.src, Table: Table, Type: unix.RTN_LOCAL, Family: f.number, Priority: bindMetric},
+	}
+	if f.number == netlink.FAMILY_V4 {
+		out[0].Scope, out[1].Scope = unix.RT_SCOPE_HOST, unix.RT_SCOPE_HOST
+	}
+	return out
+}
+
+// replaceRoute waits while the source address is tentative: the kernel refuses it as a source until then.
+func replaceRoute(r *netlink.Route) error {
+	end := time.Now().Add(dadWait)
+	for {
+		err := netlink.RouteReplace(r)
+		if err == nil || !errors.Is(err, unix.EINVAL) || r.Family != netlink.FAMILY_V6 || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func rules(f family) []*netlink.Rule {
+	mask := uint32(0xffffffff)
+	lookup, prohibit := netlink.NewRule(), netlink.NewRule()
+	lookup.Priority, lookup.Table = prefLookup, Table
+	prohibit.Priority, prohibit.Type = prefProhibit, unix.RTN_PROHIBIT // marked and not routable: never out in the clear
+	for _, r := range []*netlink.Rule{lookup, prohibit} {
+		r.Family, r.Mark, r.Mask = f.number, kernel.Mark, &mask
+	}
+	return []*netlink.Rule{lookup, prohibit}
+}
+
+// sameRule compares what the netlink package reads back. It does not read the action: a rule without a table is the
+// prohibiting one.
+func sameRule(have, want *netlink.Rule) bool {
+	return have.Priority == want.Priority && have.Mark == kernel.Mark && have.Table == max(want.Table, 0)
+}
+
+func routeText(r *netlink.Route) string {
+	return fmt.Sprintf("local route to %s by interface %d, source %s, table %d", r.Dst, r.LinkIndex, r.Src, r.Table)
+}
+
+// Verify reports the first thing that Setup would have to change, or nil.
+func Verify(netns *os.File, n Net) error {
+	return Do(netns, func() error {
+		lo, dev, err := links(n.IfName)
+		if err != nil {
+			return err
+		}
+		if lo.Attrs().Flags&net.FlagUp == 0 {
+			return errors.New("lo is down")
+		}
+		for _, f := range n.families() {
+			have, err := netlink.RuleList(f.number)
+			if err != nil {
+				return fmt.Errorf("list rules: %w", err)
+			}
+			for _, r := range rules(f) {
+				if !slices.ContainsFunc(have, func(h netlink.Rule) bool { return sameRule(&h, r) }) {
+					return fmt.Errorf("rule %d for mark %#x is missing (IPv%d)", r.Priority, kernel.Mark, ipVersion(f))
+				}
+			}
+			present, err := tableRoutes(f.number)
+			if err != nil {
+				return err
+			}
+			for _, r := range routes(f, lo, dev) {
+				if !slices.ContainsFunc(present, func(h netlink.Route) bool {
+					return h.LinkIndex == r.LinkIndex && h.Type == unix.RTN_LOCAL && h.Src.Equal(r.Src) && isDefault(h.Dst)
+				}) {
+					return fmt.Errorf("%s is missing", routeText(r))
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func ipVersion(f family) int {
+	if f.number == netlink.FAMILY_V6 {
+		return 6
+	}
+	return 4
+}
+
+func isDefault(dst *net.IPNet) bool {
+	if dst == nil {
+		return true
+	}
+	ones, _ := dst.Mask.Size()
+	return ones == 0
+}
+
+func tableRoutes(number int) ([]netlink.Route, error) {
+	// Type and table both: without a table the kernel's main one would be listed.
+	list, err := netlink.RouteListFiltered(number, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes of table %d: %w", Table, err)
+	}
+	return list, nil
+}
+
+// Teardown removes the rules and the local routes of both families, whatever addresses they were made for. What is
+// not there is no error.
+func Teardown(netns *os.File) error {
+	err := Do(netns, func() error {
+		var errs []error
+		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			errs = append(errs, teardown(number))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		return fmt.Errorf("remove pod network: %w", err)
+	}
+	return nil
+}
+
+func teardown(number int) error {
+	have, err := netlink.RuleList(number)
+	if err != nil {
+		if unsupported(err) {
+			return nil
+		}
+		return fmt.Errorf("list rules: %w", err)
+	}
+	var errs []error
+	for i := range have {
+		r := &have[i]
+		if r.Mark != kernel.Mark || (r.Priority != prefLookup && r.Priority != prefProhibit) {
+			continue
+		}
+		r.Family = number
+		if err := netlink.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("delete rule %d: %w", r.Priority, err))
+		}
+	}
+	present, err := tableRoutes(number)
+	if err != nil && !unsupported(err) {
+		errs = append(errs, err)
+	}
+	for i := range present {
+		r := &present[i]
+		if r.Type != unix.RTN_LOCAL || !isDefault(r.Dst) {
+			continue
+		}
+		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("delete %s: %w", strings.TrimSpace(r.String()), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unsupported tells a kernel without the address family.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// Leftovers counts the rules and routes that Setup makes and that are there.
+func Leftovers(netns *os.File) (n int, err error) {
+	err = Do(netns, func() error {
+		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			have, err := netlink.RuleList(number)
+			if err != nil && !unsupported(err) {
+				return err
+			}
+			for i := range have {
+				if have[i].Mark == kernel.Mark {
+					n++
+				}
+			}
+			routes, err := tableRoutes(number)
+			if err != nil && !unsupported(err) {
+				return err
+			}
+			n += len(routes)
+		}
+		return nil
+	})
+	return n, err
+}

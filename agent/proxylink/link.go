@@ -1,0 +1,163 @@
+// Package proxylink starts, finds and supervises the node's proxy, and speaks with it (package node).
+package proxylink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"conduit.io/conduit/api/frame"
+	"conduit.io/conduit/api/node"
+)
+
+const (
+	dialTimeout  = time.Second
+	helloTimeout = 10 * time.Second
+	// CallTimeout bounds one request. A proxy that takes longer is taken for broken, and the link is closed.
+	CallTimeout = 10 * time.Second
+)
+
+// ErrClosed is wrapped by Call when the link has ended: the proxy has died, or another agent took over.
+var ErrClosed = errors.New("proxy link closed")
+
+// Link is a connection to a proxy. It is safe for concurrent use.
+type Link struct {
+	c     *frame.Conn
+	hello *node.Hello
+	done  chan struct{}
+
+	mu      sync.Mutex
+	last    uint64
+	waiting map[uint64]chan *node.Ack
+	drained func(cookie uint64)
+	early   []uint64 // drained before OnDrained
+	err     error
+}
+
+// Connect dials the proxy at the Unix socket path and reads its Hello. The caller must Close the Link. The proxy's
+// version is not looked at.
+func Connect(path string) (*Link, error) {
+	c, err := frame.Dial(path, dialTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("connect to proxy: %w", err)
+	}
+	var m node.Message
+	c.SetDeadline(time.Now().Add(helloTimeout))
+	files, err := c.Receive(&m)
+	frame.CloseAll(files)
+	c.SetDeadline(time.Time{})
+	if err == nil && m.Hello == nil {
+		err = errors.New("its first message is no hello")
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("greet proxy: %w", err)
+	}
+	l := &Link{c: c, hello: m.Hello, done: make(chan struct{}), waiting: map[uint64]chan *node.Ack{}}
+	go l.read()
+	return l, nil
+}
+
+// Hello is what the proxy said of itself when the link began.
+func (l *Link) Hello() *node.Hello { return l.hello }
+
+// Done is closed when the link has ended.
+func (l *Link) Done() <-chan struct{} { return l.done }
+
+// Close ends the link; the proxy goes on.
+func (l *Link) Close() { l.fail(ErrClosed) }
+
+// OnDrained says whom to tell, on a goroutine of its own, that a draining pod's last connection has ended.
+func (l *Link) OnDrained(f func(cookie uint64)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drained = f
+	for _, cookie := range l.early {
+		go f(cookie)
+	}
+	l.early = nil
+}
+
+func (l *Link) read() {
+	for {
+		var m node.Message
+		files, err := l.c.Receive(&m)
+		frame.CloseAll(files) // the proxy sends none
+		if err != nil {
+			l.fail(fmt.Errorf("%w: %w", ErrClosed, err))
+			return
+		}
+		l.mu.Lock()
+		switch {
+		case m.Ack != nil:
+			if ch := l.waiting[m.ID]; ch != nil {
+				delete(l.waiting, m.ID)
+				ch <- m.Ack
+			}
+		case m.Drained != nil && l.drained != nil:
+			go l.drained(m.Drained.Cookie)
+		case m.Drained != nil:
+			l.early = append(l.early, m.Drained.Cookie)
+		}
+		l.mu.Unlock()
+	}
+}
+
+func (l *Link) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = err
+		l.c.Close()
+		close(l.done)
+	}
+}
+
+// Call sends a request with its files, which stay the caller's, and waits for the answer. An answer that is an error is
+// returned as one. When the time is up, the link is closed: nobody knows what the proxy has done.
+func (l *Link) Call(ctx context.Context, m *node.Message, files ...*os.File) (*node.Ack, error) {
+	ch := make(chan *node.Ack, 1)
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return nil, l.err
+	}
+	l.last++
+	m.ID = l.last
+	l.waiting[m.ID] = ch
+	l.mu.Unlock()
+	l.c.SetWriteDeadline(time.Now().Add(CallTimeout))
+	if err := l.c.Send(m, files...); err != nil {
+		l.fail(fmt.Errorf("%w: %w", ErrClosed, err))
+		return nil, fmt.Errorf("ask proxy: %w", err)
+	}
+	timer := time.NewTimer(CallTimeout)
+	defer timer.Stop()
+	select {
+	case ack := <-ch:
+		if ack.Error != "" {
+			return ack, fmt.Errorf("proxy refused: %s", ack.Error)
+		}
+		return ack, nil
+	case <-l.done:
+		return nil, l.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask proxy: %w", ctx.Err())
+	case <-timer.C:
+		err := fmt.Errorf("%w: no answer within %v", ErrClosed, CallTimeout)
+		l.fail(err)
+		return nil, err
+	}
+}
+
+// Stats asks for the proxy's metrics as Prometheus text.
+func (l *Link) Stats(ctx context.Context) (string, error) {
+	ack, err := l.Call(ctx, &node.Message{Stats: &node.StatsRequest{}})
+	if err != nil {
+		return "", err
+	}
+	return ack.Stats, nil
+}

@@ -1,0 +1,192 @@
+package proxylink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"conduit.io/conduit/api/node"
+)
+
+// State is where the Supervisor is.
+type State string
+
+// The states. From Finding, the proxy is found (Syncing) or started; from Syncing it becomes Ready, or the link is lost
+// and it is Finding again; Waiting is the pause after a failure.
+const (
+	Finding State = "finding"
+	Syncing State = "syncing"
+	Ready   State = "ready"
+	Waiting State = "waiting"
+	Stopped State = "stopped"
+)
+
+const (
+	firstPause = 50 * time.Millisecond
+	mostPause  = 5 * time.Second
+	// settled is how long a proxy must have been ready for earlier failures to be forgotten.
+	settled = 5 * time.Second
+	// retireGrace is how long a proxy of another version may finish its connections.
+	retireGrace = 10 * time.Minute
+)
+
+// Config configures a Supervisor.
+type Config struct {
+	RunDir string
+	Binary string // conduit-proxy
+	Log    *slog.Logger
+	// Attach brings a proxy up to date; an error gives the link up. Detach follows when the link has ended.
+	Attach func(ctx context.Context, l *Link) error
+	Detach func(l *Link)
+}
+
+// Supervisor keeps one proxy running and linked.
+type Supervisor struct {
+	cfg Config
+
+	mu     sync.Mutex
+	state  State
+	why    error // of Waiting
+	starts int   // how many proxies it started
+	exited <-chan struct{}
+}
+
+// New makes a Supervisor; call Run.
+func New(cfg Config) *Supervisor { return &Supervisor{cfg: cfg, state: Finding} }
+
+// State is the state, and in Waiting what went wrong.
+func (s *Supervisor) State() (State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state, s.why
+}
+
+// Starts is how many proxies the Supervisor has started.
+func (s *Supervisor) Starts() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.starts
+}
+
+func (s *Supervisor) set(state State, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state, s.why = state, why
+}
+
+// Run works until ctx ends. The proxy goes on after that.
+func (s *Supervisor) Run(ctx context.Context) {
+	defer s.set(Stopped, nil)
+	failures := 0
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.once(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			s.cfg.Log.Warn("proxy link lost; looking for the proxy")
+		}
+		if time.Since(began) > settled {
+			failures = 0
+		}
+		wait := pause(failures)
+		failures++
+		if err != nil {
+			s.set(Waiting, err)
+			s.cfg.Log.Error("proxy not ready", "error", err, "retry_in", wait)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// pause is how long to wait after so many failures in a row: not at all after the first, so that a proxy that was
+// killed is back at once.
+func pause(failures int) time.Duration {
+	if failures == 0 {
+		return 0
+	}
+	return min(firstPause<<min(failures-1, 20), mostPause)
+}
+
+// once finds or starts the proxy, attaches to it, and stays until the link ends. A nil error is a link that was ready.
+func (s *Supervisor) once(ctx context.Context) error {
+	s.set(Finding, nil)
+	l, err := s.find()
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	stop := context.AfterFunc(ctx, l.Close)
+	defer stop()
+	if v := l.Hello().Version; v != node.Version {
+		return s.retire(l)
+	}
+	s.set(Syncing, nil)
+	err = s.cfg.Attach(ctx, l)
+	defer s.cfg.Detach(l)
+	if err != nil {
+		return fmt.Errorf("bring proxy up to date: %w", err)
+	}
+	s.set(Ready, nil)
+	s.cfg.Log.Info("proxy ready", "pid", l.Hello().PID, "build", l.Hello().Build)
+	<-l.Done()
+	return nil
+}
+
+// find dials the proxy; where there is none, it starts one.
+func (s *Supervisor) find() (*Link, error) {
+	l, err := Connect(Socket(s.cfg.RunDir))
+	if err == nil || !absent(err) {
+		return l, err
+	}
+	pid, exited, err := start(s.cfg.Binary, s.cfg.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.starts++
+	s.exited = exited
+	s.mu.Unlock()
+	s.cfg.Log.Info("proxy started", "pid", pid, "binary", s.cfg.Binary)
+	l, err = Connect(Socket(s.cfg.RunDir))
+	if err != nil {
+		select {
+		case <-exited:
+			return nil, fmt.Errorf("the proxy ended right after its start: see %s/%s: %w", s.cfg.RunDir, logName, err)
+		default:
+		}
+	}
+	return l, err
+}
+
+// absent tells that nobody listens at the socket.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// retire leaves a proxy of another version to its connections: the next one gets a new socket, and its listeners take
+// the new connections.
+func (s *Supervisor) retire(l *Link) error {
+	err := fmt.Errorf("the running proxy (pid %d, build %s) speaks link version %d, this agent speaks %d: it is left to finish its connections, and a new one is started",
+		l.Hello().PID, l.Hello().Build, l.Hello().Version, node.Version)
+	if e := os.Remove(Socket(s.cfg.RunDir)); e != nil {
+		return fmt.Errorf("%w: %w", err, e)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), CallTimeout)
+	defer cancel()
+	// A proxy that does not understand this is the operator's to end; the message names its pid.
+	if _, e := l.Call(ctx, &node.Message{Shutdown: &node.Shutdown{GraceSeconds: int(retireGrace / time.Second)}}); e != nil {
+		s.cfg.Log.Warn("old proxy did not take the request to finish", "pid", l.Hello().PID, "error", e)
+	}
+	return err
+}

@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"conduit.io/conduit/agent/admin"
+	"conduit.io/conduit/agent/cniserver"
+	"conduit.io/conduit/agent/enrol"
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/agent/proxylink"
+	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/identity"
+	"conduit.io/conduit/loader"
+	"conduit.io/conduit/mesh"
+)
+
+const (
+	cniSocket = "cni.sock"
+	podsDir   = "pods"
+	defaultCA = "ca"
+)
+
+// Main runs conduit-agent, and returns its exit code.
+func Main(env Env) int {
+	c, code, ok := parse(env)
+	if !ok {
+		return code
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer cancel()
+	var err error
+	switch {
+	case c.version:
+		_, err = fmt.Fprintln(env.Stdout, "conduit-agent", mesh.Version())
+	case c.uninstall:
+		err = uninstall(c, env.Stdout)
+	default:
+		log := slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: c.logLevel}))
+		err = run(ctx, c, log)
+	}
+	if err != nil {
+		fmt.Fprintf(env.Stderr, "conduit-agent: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// run is the daemon's life, until ctx ends.
+func run(ctx context.Context, c config, log *slog.Logger) error {
+	if err := loader.Require(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.proxy); err != nil {
+		return fmt.Errorf("find the proxy: %w (name it with --proxy PATH)", err)
+	}
+	manifests, err := manifest.Open(c.manifests, log)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.runDir, 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	l, pid, err := acquire(c.runDir)
+	if errors.Is(err, errRunning) {
+		return fmt.Errorf("%w in %s: pid %d; end it first ('kill %d'), or use another --run-dir and --bpffs", err, c.runDir, pid, pid)
+	}
+	if err != nil {
+		return err
+	}
+	defer l.release(false)
+	ca, err := identity.OpenCA(c.caDir, c.trustDomain, nil)
+	if err != nil {
+		return err
+	}
+	attachments, err := store.Open(filepath.Join(c.runDir, podsDir))
+	if err != nil {
+		return err
+	}
+	datapath, err := loader.Open(loader.Config{BPFFS: c.bpffs, Cgroup: c.cgroup, Log: log})
+	if err != nil {
+		return err
+	}
+	defer datapath.Close()
+	keeper := identity.NewKeeper(ca, nil)
+	manager := enrol.New(enrol.Config{
+		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Manifests: manifests,
+		Store: attachments, Keeper: keeper, Roots: ca.Roots(), Log: log,
+	})
+	if err := manager.Restore(); err != nil {
+		return err
+	}
+	supervisor := proxylink.New(proxylink.Config{
+		RunDir: c.runDir, Binary: c.proxy, Log: log, Attach: manager.Attach, Detach: manager.Detach,
+	})
+	adminServer, err := admin.Listen(admin.Config{
+		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
+		Manager: manager, Manifests: manifests, Supervisor: supervisor, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	cni, err := cniserver.Listen(filepath.Join(c.runDir, cniSocket), manager, log)
+	if err != nil {
+		return err
+	}
+	log.Info("agent started", "version", mesh.Version(), "node", c.node, "manifests", c.manifests, "admin", adminServer.Addr())
+	err = together(ctx,
+		func(ctx context.Context) error { supervisor.Run(ctx); return nil },
+		func(ctx context.Context) error { manager.Run(ctx); return nil },
+		func(ctx context.Context) error {
+			keeper.Run(ctx, manager.Renewed, func(err error) { log.Error("certificates not renewed; trying again", "error", err) })
+			return nil
+		},
+		func(ctx context.Context) error { return manifests.Watch(ctx, manager.Kick) },
+		adminServer.Serve,
+		cni.Serve,
+	)
+	log.Info("agent ended; pods stay wired and the proxy goes on")
+	return err
+}
+
+// together runs the parts until ctx ends or one of them fails, and waits for all.
+func together(ctx context.Context, parts ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, part := range parts {
+		wg.Go(func() {
+			if err := part(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
