@@ -1,0 +1,50 @@
+# Conduit: `make help` lists the targets.
+GO       ?= go
+BIN      := bin
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X conduit.io/conduit/mesh.version=$(VERSION)
+BINARIES := conduit conduit-agent conduit-cni conduit-controller conduit-proxy
+PLUGINS  := main/bridge main/ptp ipam/host-local
+TOOLS    := $(GO) tool -modfile=tools/go.mod
+export CGO_ENABLED = 0
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.DEFAULT_GOAL := build
+.PHONY: help build plugins demo test vet lint unit race fuzz generate clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: plugins ## five static binaries in bin/ (needs git, make and Go)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(BINARIES))
+
+plugins: ## the primary CNI plugins that the demo and the tests chain after, in bin/cni/
+	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(addprefix github.com/containernetworking/plugins/plugins/,$(PLUGINS))
+
+demo: build ## two nodes, pods and live traffic on this machine (root)
+	$(BIN)/conduit demo $(DEMO_FLAGS)
+
+test: vet lint unit ## everything that needs no cluster (root for the kernel tests)
+
+vet:
+	$(GO) vet ./...
+
+lint: ## formatting and static analysis
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt:"; echo "$$out"; exit 1; }
+	$(TOOLS) golangci-lint run ./...
+
+unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
+	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -json -p 2 -timeout 20m ./... | $(GO) run ./tests/report
+
+race: ## the tests that need no root, under the race detector
+	CGO_ENABLED=1 $(GO) test -race -short ./mesh/... ./api/... ./proxy/... ./identity/...
+
+fuzz: ## fuzz every parser for FUZZTIME each
+	tests/fuzz.sh $(or $(FUZZTIME),20s)
+
+generate: ## BPF objects and the Go types made from them (clang, llvm-strip, libbpf headers)
+	$(GO) generate ./...
+
+clean: ## remove what the targets made
+	rm -rf $(BIN) bench/out
