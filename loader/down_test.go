@@ -144,7 +144,7 @@ func TestEscapesAreSeen(t *testing.T) {
 		t.Fatalf("Check of a sound pod: %v", err)
 	}
 	t.Run("no rule", func(t *testing.T) {
-		h, err := netlink.NewHandleAt(netns.NsHandle(a.ns.Fd()))
+		h, err := netlink.NewHandleAt(netns.NsHandle(a.ns.Fd()), unix.NETLINK_ROUTE)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -57,6 +57,8 @@ var probes = []probe{
 		func() error { return command(unix.BPF_LINK_DETACH) }},
 	{Feature{Name: "socket internals in sockops programs", Needs: "5.9", Required: true, Config: "CONFIG_DEBUG_INFO_BTF"},
 		helper(ebpf.SockOps, asm.FnSkcToTcpSock)},
+	{Feature{Name: "kernel memory reads in sockops programs", Needs: "5.10", Required: true, Config: "CONFIG_BPF_EVENTS (or runs with lockdown=confidentiality)"},
+		helper(ebpf.SockOps, asm.FnProbeReadKernel)},
 	{Feature{Name: "kernel type descriptions (/sys/kernel/btf/vmlinux)", Needs: "5.4", Required: true, Config: "CONFIG_DEBUG_INFO_BTF"},
 		haveBTF},
 	{Feature{Name: "namespace cookies of sockets (SO_NETNS_COOKIE)", Needs: "5.14", Required: true, Config: "CONFIG_NET_NS"},

@@ -34,7 +34,7 @@ type testPod struct {
 func newPods(t *testing.T, d *Datapath) (a, b *testPod) {
 	t.Helper()
 	a, b = newPod(t, d, 2), newPod(t, d, 3)
-	ha, err := netlink.NewHandleAt(netns.NsHandle(a.ns.Fd()))
+	ha, err := netlink.NewHandleAt(netns.NsHandle(a.ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func newNetns(t *testing.T) *os.File {
 // address brings the interfaces up and lays the rules and routes of an enrolled pod.
 func (p *testPod) address() {
 	p.t.Helper()
-	h, err := netlink.NewHandleAt(netns.NsHandle(p.ns.Fd()))
+	h, err := netlink.NewHandleAt(netns.NsHandle(p.ns.Fd()), unix.NETLINK_ROUTE)
 	if err != nil {
 		p.t.Fatal(err)
 	}
