@@ -53,7 +53,11 @@ func uninstall(c config, out io.Writer) error {
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	// The kernel programs first: from here on nothing new is steered into a proxy that goes away.
-	did("kernel programs, links, maps and pins below "+c.bpffs, loader.Remove(c.bpffs))
+	if _, err := os.Lstat(c.bpffs); err == nil {
+		did("kernel programs, links, maps and pins below "+c.bpffs, loader.Remove(c.bpffs))
+	} else if l == nil {
+		fmt.Fprintf(out, "nothing  neither %s nor %s is there\n", c.runDir, c.bpffs)
+	}
 	if l != nil {
 		if pid, err := proxylink.Running(c.runDir); err == nil {
 			did(fmt.Sprintf("proxy (pid %d)", pid), stopProxy(c.runDir))

@@ -145,9 +145,8 @@ func TestHalfClose(t *testing.T) {
 	serverShut := serveTCP(t, func(c *net.TCPConn) {
 		io.WriteString(c, "bye")
 		c.CloseWrite()
-		b, _ := io.ReadAll(c)
-		if string(b) != "still here" {
-			t.Errorf("server got %q after its FIN", b)
+		if b, err := io.ReadAll(c); err != nil || string(b) != "still here" {
+			t.Errorf("server got %q after its FIN, %v %v", b, err, c.RemoteAddr())
 		}
 	})
 	for _, proto := range []string{"opaque", "detect"} {
@@ -172,6 +171,7 @@ func TestHalfClose(t *testing.T) {
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("%s: after both FINs: %v", proto, err)
 		}
+		t.Log(proto, "done")
 	}
 }
 

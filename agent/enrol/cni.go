@@ -127,8 +127,7 @@ func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
 	case pod == nil:
 		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Pod with metadata.namespace %q and metadata.name %q to a YAML file in %s", a.Namespace, a.Pod, dir)),
 			"pod %s is unknown: no manifest in %s describes it", name, dir)
-	case ns == nil && a.Namespace != "default" && pod.Labels[manifest.LabelMesh] == "":
-		// The namespace's label decides for a pod without one.
+	case !decided(objects, pod): // the namespace's label decides for a pod without one
 		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Namespace %q to a YAML file in %s, or label the pod %s=enabled or disabled", a.Namespace, dir, manifest.LabelMesh)),
 			"namespace %q of pod %s is unknown: no manifest in %s describes it", a.Namespace, name, dir)
 	case !discovery.Local(pod, m.cfg.Node):
@@ -273,6 +272,11 @@ func (m *Manager) Check(_ context.Context, r *podapi.Request) (wired bool, e *po
 	if !p.enrolled {
 		return false, nil
 	}
+	defer func() {
+		if e != nil {
+			m.Kick() // what CHECK finds is repaired now, not at the next inspection
+		}
+	}()
 	if err := m.cfg.Datapath.Check(p.cookie); err != nil {
 		return false, fail(podapi.CodeMismatch, again, "pod %s: %v", p.name(), err)
 	}

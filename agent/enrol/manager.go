@@ -20,6 +20,8 @@ import (
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/loader"
 	"conduit.io/conduit/mesh"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 const (
@@ -51,6 +53,7 @@ type Manager struct {
 	link     *proxylink.Link // nil while no proxy is ready
 	linked   chan struct{}   // closed when link becomes non-nil, and made anew when it is lost
 	sent     uint64          // version of the snapshot that the linked proxy has
+	alone    map[uint64]bool // cookies of pods whose record could not be read: left as they are
 }
 
 // pod is one network namespace with its attachments.
@@ -69,7 +72,7 @@ type pod struct {
 
 // New makes a Manager; call Restore, and then Run.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{})}
+	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{}), alone: map[uint64]bool{}}
 }
 
 // name is the pod that the attachments belong to.
@@ -141,8 +144,9 @@ func (m *Manager) Restore() error {
 	defer m.mu.Unlock()
 	all, err := m.cfg.Store.Load()
 	if err != nil {
-		m.cfg.Log.Error("attachments could not all be read; pods of the others are kept", "error", err)
+		m.cfg.Log.Error("attachments could not all be read; their pods are left as they are until they are deleted", "error", err)
 	}
+	unread := err != nil
 	enrolled, err := m.cfg.Datapath.Enrolled()
 	if err != nil {
 		return err
@@ -167,7 +171,9 @@ func (m *Manager) Restore() error {
 		lookups = append(lookups, cookie)
 	}
 	for _, cookie := range lookups {
-		if m.pods[cookie] == nil {
+		if m.pods[cookie] == nil && unread {
+			m.alone[cookie] = true
+		} else if m.pods[cookie] == nil {
 			m.cfg.Log.Warn("removing kernel state of a pod that no attachment describes", "cookie", cookie)
 			if err := m.removeKernel(cookie); err != nil {
 				return err
@@ -222,7 +228,8 @@ func (m *Manager) refresh() {
 	for _, p := range m.sorted() { // of two sandboxes of one pod the younger one has its addresses
 		a := p.first()
 		name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
-		if o := objects.Pods[name]; o != nil && discovery.Local(o, m.cfg.Node) {
+		// What nothing describes any more stays as it was: a pod never leaves the mesh because a file is missing.
+		if o := objects.Pods[name]; o != nil && discovery.Local(o, m.cfg.Node) && decided(objects, o) {
 			p.workload = discovery.Workload(objects, o, m.cfg.Node)
 		}
 		p.workload.Addrs = p.addrs()
@@ -250,6 +257,12 @@ func (m *Manager) refresh() {
 	if len(issued) > 0 && m.link != nil {
 		m.sendLeaves(context.Background(), issued)
 	}
+}
+
+// decided reports whether the manifests say if the pod is part of the mesh: its own label, or its Namespace, which only
+// "default" may lack.
+func decided(o *manifest.Objects, p *corev1.Pod) bool {
+	return p.Labels[manifest.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
 }
 
 // remember stores the workload with the attachment when it has changed.

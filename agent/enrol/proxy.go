@@ -114,6 +114,9 @@ func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
 	}
 	for _, cookie := range h.Pods {
 		p := m.pods[cookie]
+		if p == nil && m.alone[cookie] {
+			continue
+		}
 		if p == nil {
 			if err := remove(cookie, false); err != nil {
 				return err
@@ -130,6 +133,8 @@ func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
 	for _, cookie := range h.Draining {
 		if p := m.pods[cookie]; p != nil {
 			p.held, p.leaving = true, true
+		} else if m.alone[cookie] {
+			continue
 		} else if err := remove(cookie, false); err != nil {
 			return err
 		}

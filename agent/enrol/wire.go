@@ -62,6 +62,7 @@ func (m *Manager) wire(ctx context.Context, p *pod) error {
 	}
 	want := kernelPod(p)
 	if p.enrolled && samePod(want, p.kernel) {
+		p.leaving = false
 		return nil
 	}
 	if err := d.Enrol(p.cookie, want); err != nil {

@@ -204,6 +204,26 @@ func TestOneObjectInTwoFiles(t *testing.T) {
 	}
 }
 
+func TestNamespaceIsNotRemovedUnderItsPods(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n")
+	put(t, dir, "pod.yaml", podHead)
+	s := open(t, dir)
+	os.Remove(filepath.Join(dir, "ns.yaml"))
+	s.Scan()
+	if o, _ := s.Objects(); o.Namespaces["shop"] == nil {
+		t.Error("the namespace is gone")
+	}
+	if got := faults(s); !strings.Contains(got, "Namespace shop was removed, but Pod shop/web is still in it") {
+		t.Errorf("faults %q", got)
+	}
+	os.Remove(filepath.Join(dir, "pod.yaml"))
+	s.Scan()
+	if o, _ := s.Objects(); o.Namespaces["shop"] != nil || len(s.Faults()) != 0 {
+		t.Errorf("after its last pod: %v, faults %v", o.Namespaces, s.Faults())
+	}
+}
+
 func TestWatch(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)

@@ -28,6 +28,7 @@ type Source struct {
 	mu      sync.Mutex
 	files   map[string]*file // by base name
 	dirErr  error
+	orphans []Fault // Namespaces that were removed under their Pods
 	current *Objects
 	gen     uint64
 }
@@ -83,7 +84,7 @@ func (s *Source) Faults() []Fault {
 	for _, name := range s.names() {
 		out = append(out, s.files[name].faults...)
 	}
-	return out
+	return append(out, s.orphans...)
 }
 
 // Scan reads what has changed in the directory, and reports whether the snapshot in force did.
@@ -215,8 +216,31 @@ func (s *Source) resolve() {
 		all = append(all, kept...)
 		s.tell(path, f)
 	}
-	s.current = collectObjects(all)
+	next := collectObjects(all)
+	s.keepNamespaces(next)
+	s.current = next
 	s.gen++
+}
+
+// keepNamespaces keeps a Namespace that was removed while Pods are in it, as a cluster would: without its label they
+// would leave the mesh, and speak in the clear.
+func (s *Source) keepNamespaces(next *Objects) {
+	before := s.orphans
+	s.orphans = nil
+	for name := range next.Pods {
+		ns := s.current.Namespaces[name.Namespace]
+		if ns == nil || next.Namespaces[name.Namespace] != nil {
+			continue
+		}
+		next.Namespaces[name.Namespace] = ns
+		s.orphans = append(s.orphans, Fault{File: s.dir, Message: fmt.Sprintf(
+			"Namespace %s was removed, but Pod %s is still in it; what the Namespace said stays in force", name.Namespace, name)})
+	}
+	for _, f := range s.orphans {
+		if !slices.Contains(before, f) {
+			s.log.Error("manifest refused; what the file said before stays in force", "fault", f.String())
+		}
+	}
 }
 
 func rank(f *file) int {

@@ -54,18 +54,29 @@ func checkNetns(f *os.File) error {
 	if kind != unix.CLONE_NEWNET {
 		return ErrNotNetns
 	}
-	var there, own unix.Stat_t
+	var there unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &there); err != nil {
 		return err
 	}
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
-		return err
+	if host.err != nil {
+		return fmt.Errorf("find the node's own network namespace: %w", host.err)
 	}
-	if there.Dev == own.Dev && there.Ino == own.Ino {
+	if there.Dev == host.dev && there.Ino == host.ino {
 		return ErrHost
 	}
 	return nil
 }
+
+// host is the namespace that the process began in. It is looked up before any thread can have entered another one.
+var host = func() (id struct {
+	dev, ino uint64
+	err      error
+}) {
+	var st unix.Stat_t
+	id.err = unix.Stat("/proc/thread-self/ns/net", &st)
+	id.dev, id.ino = st.Dev, st.Ino
+	return id
+}()
 
 // Do runs work on a thread that is inside netns, and waits for it. Work must not start goroutines that need the
 // namespace: they run on other threads.

@@ -23,6 +23,9 @@ const (
 // ErrClosed is wrapped by Call when the link has ended: the proxy has died, or another agent took over.
 var ErrClosed = errors.New("proxy link closed")
 
+// errHung is wrapped when a proxy is there and does not answer.
+var errHung = errors.New("the proxy does not answer")
+
 // Link is a connection to a proxy. It is safe for concurrent use.
 type Link struct {
 	c     *frame.Conn
@@ -39,13 +42,15 @@ type Link struct {
 
 // Connect dials the proxy at the Unix socket path and reads its Hello. The caller must Close the Link. The proxy's
 // version is not looked at.
-func Connect(path string) (*Link, error) {
+func Connect(path string) (*Link, error) { return connect(path, helloTimeout) }
+
+func connect(path string, patience time.Duration) (*Link, error) {
 	c, err := frame.Dial(path, dialTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("connect to proxy: %w", err)
 	}
 	var m node.Message
-	c.SetDeadline(time.Now().Add(helloTimeout))
+	c.SetDeadline(time.Now().Add(patience))
 	files, err := c.Receive(&m)
 	frame.CloseAll(files)
 	c.SetDeadline(time.Time{})
@@ -54,6 +59,9 @@ func Connect(path string) (*Link, error) {
 	}
 	if err != nil {
 		c.Close()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w within %v: %w", errHung, patience, err)
+		}
 		return nil, fmt.Errorf("greet proxy: %w", err)
 	}
 	l := &Link{c: c, hello: m.Hello, done: make(chan struct{}), waiting: map[uint64]chan *node.Ack{}}
@@ -147,7 +155,7 @@ func (l *Link) Call(ctx context.Context, m *node.Message, files ...*os.File) (*n
 	case <-ctx.Done():
 		return nil, fmt.Errorf("ask proxy: %w", ctx.Err())
 	case <-timer.C:
-		err := fmt.Errorf("%w: no answer within %v", ErrClosed, CallTimeout)
+		err := fmt.Errorf("%w: %w within %v", ErrClosed, errHung, CallTimeout)
 		l.fail(err)
 		return nil, err
 	}

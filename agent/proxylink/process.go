@@ -23,14 +23,17 @@ const (
 
 	socketName = "proxy.sock"
 	logName    = "proxy.log"
+	oldLogName = "proxy.log.1"
 	pidName    = "proxy.pid"
+
+	maxLog = 16 << 20 // bytes; checked when a proxy is started
 )
 
 // Socket is the path of the proxy's socket in a run directory.
 func Socket(runDir string) string { return filepath.Join(runDir, socketName) }
 
 // Files are the names, in the run directory, of what this package makes there.
-func Files() []string { return []string{socketName, logName, pidName} }
+func Files() []string { return []string{socketName, logName, oldLogName, pidName} }
 
 // start runs a new proxy on a new socket. exited is closed when it has ended.
 func start(binary, runDir string) (pid int, exited <-chan struct{}, err error) {
@@ -39,7 +42,11 @@ func start(binary, runDir string) (pid int, exited <-chan struct{}, err error) {
 		return 0, nil, fmt.Errorf("start proxy: %w", err)
 	}
 	defer listener.Close() // the proxy has its own copy, which must be the only one, so that its death is seen
-	log, err := os.OpenFile(filepath.Join(runDir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	logPath := filepath.Join(runDir, logName)
+	if st, err := os.Stat(logPath); err == nil && st.Size() > maxLog {
+		_ = os.Rename(logPath, filepath.Join(runDir, oldLogName)) // if not, it just grows on
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return 0, nil, fmt.Errorf("start proxy: %w", err)
 	}

@@ -45,6 +45,9 @@ func play(kind string) {
 		if err != nil {
 			return
 		}
+		if kind == "mute" {
+			continue
+		}
 		c := frame.New(u.(*net.UnixConn))
 		_ = c.Send(&node.Message{Hello: hello})
 		converse(c)
@@ -105,7 +108,7 @@ func supervise(t *testing.T, runDir, binary string) *fixture {
 	t.Helper()
 	f := &fixture{attached: make(chan *Link, 100)}
 	f.s = New(Config{
-		RunDir: runDir, Binary: binary, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		RunDir: runDir, Binary: binary, HelloTimeout: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Attach: func(_ context.Context, l *Link) error { f.attached <- l; return nil },
 		Detach: func(*Link) {},
 	})
@@ -239,6 +242,25 @@ func TestProxyOfAnotherVersionIsRetired(t *testing.T) {
 	case <-exited:
 	case <-time.After(5 * time.Second):
 		t.Error("the old proxy was not asked to finish")
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// A proxy that lives and does not answer would hold its pods' connections for ever.
+func TestHungProxyIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	pid, exited, err := start(proxyBinary(t, "mute"), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := supervise(t, dir, proxyBinary(t, "good"))
+	if got := f.next(t).Hello().PID; got == pid {
+		t.Errorf("attached to the mute proxy %d", got)
+	}
+	select {
+	case <-exited:
+	case <-time.After(5 * time.Second):
+		t.Error("the mute proxy still runs")
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 }

@@ -30,6 +30,9 @@ const (
 const (
 	firstPause = 50 * time.Millisecond
 	mostPause  = 5 * time.Second
+	// patience is how many times in a row a proxy may fail to answer before it is killed: its pods' connections hang
+	// meanwhile, and a new proxy serves them at once.
+	patience = 3
 	// settled is how long a proxy must have been ready for earlier failures to be forgotten.
 	settled = 5 * time.Second
 	// retireGrace is how long a proxy of another version may finish its connections.
@@ -41,6 +44,8 @@ type Config struct {
 	RunDir string
 	Binary string // conduit-proxy
 	Log    *slog.Logger
+	// HelloTimeout is how long a proxy may take to greet; 0 means 10 s.
+	HelloTimeout time.Duration
 	// Attach brings a proxy up to date; an error gives the link up. Detach follows when the link has ended.
 	Attach func(ctx context.Context, l *Link) error
 	Detach func(l *Link)
@@ -58,7 +63,12 @@ type Supervisor struct {
 }
 
 // New makes a Supervisor; call Run.
-func New(cfg Config) *Supervisor { return &Supervisor{cfg: cfg, state: Finding} }
+func New(cfg Config) *Supervisor {
+	if cfg.HelloTimeout == 0 {
+		cfg.HelloTimeout = helloTimeout
+	}
+	return &Supervisor{cfg: cfg, state: Finding}
+}
 
 // State is the state, and in Waiting what went wrong.
 func (s *Supervisor) State() (State, error) {
@@ -83,12 +93,18 @@ func (s *Supervisor) set(state State, why error) {
 // Run works until ctx ends. The proxy goes on after that.
 func (s *Supervisor) Run(ctx context.Context) {
 	defer s.set(Stopped, nil)
-	failures := 0
+	failures, hung := 0, 0
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if hung++; !errors.Is(err, errHung) {
+			hung = 0
+		} else if hung >= patience {
+			hung = 0
+			s.cfg.Log.Error("proxy does not answer; killing it", "tries", patience, "error", Kill(s.cfg.RunDir, helloTimeout))
 		}
 		if err == nil {
 			s.cfg.Log.Warn("proxy link lost; looking for the proxy")
@@ -145,7 +161,7 @@ func (s *Supervisor) once(ctx context.Context) error {
 
 // find dials the proxy; where there is none, it starts one.
 func (s *Supervisor) find() (*Link, error) {
-	l, err := Connect(Socket(s.cfg.RunDir))
+	l, err := connect(Socket(s.cfg.RunDir), s.cfg.HelloTimeout)
 	if err == nil || !absent(err) {
 		return l, err
 	}
@@ -158,7 +174,7 @@ func (s *Supervisor) find() (*Link, error) {
 	s.exited = exited
 	s.mu.Unlock()
 	s.cfg.Log.Info("proxy started", "pid", pid, "binary", s.cfg.Binary)
-	l, err = Connect(Socket(s.cfg.RunDir))
+	l, err = connect(Socket(s.cfg.RunDir), s.cfg.HelloTimeout)
 	if err != nil {
 		select {
 		case <-exited:

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 
 	"conduit.io/conduit/cli/demoapp"
@@ -23,7 +22,7 @@ type cluster struct {
 
 // newCluster makes the directory, the switch and the nodes. The name is unique as long as this process lives.
 func newCluster(binDir, pluginDir string, meshed bool) (*cluster, error) {
-	l, err := lab.New(lab.Config{Name: fmt.Sprintf("cdt-demo-%d", os.Getpid()), PluginPath: []string{pluginDir},
+	l, err := lab.New(lab.Config{Name: clusterName(), PluginPath: []string{pluginDir},
 		BinDir: binDir, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, err

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"conduit.io/conduit/cli/demoapp"
@@ -19,10 +18,19 @@ const askLimit = 10 * time.Second
 
 // reading is what application and mesh have counted by some moment.
 type reading struct {
-	at     time.Time
-	calls  map[string][]demoapp.Call // by role: the application's own counts
-	mesh   []metrics.Sample          // of all nodes
-	resets int                       // how often a proxy's counters began anew
+	at    time.Time
+	calls map[string][]demoapp.Call // by role: the application's own counts
+	mesh  [][]metrics.Sample        // by node
+	gaps  int                       // how often figures of the mesh went missing: a proxy was killed, an agent is silent
+}
+
+// grown is what the mesh has counted since before.
+func (r *reading) grown(before *reading) []metrics.Sample {
+	var out []metrics.Sample
+	for i := range r.mesh {
+		out = append(out, metrics.Since(before.mesh[i], r.mesh[i])...)
+	}
+	return out
 }
 
 // counter collects readings.
@@ -52,12 +60,13 @@ func (c *counter) read(ctx context.Context) (*reading, error) {
 	for i, n := range c.nodes {
 		samples, err := scrape(ctx, n)
 		if err != nil {
+			r.gaps++
 			trouble = append(trouble, fmt.Errorf("%s: no figures: %w", n.Name(), err))
 		} else {
 			c.totals[i].Add(samples)
 		}
-		r.mesh = append(r.mesh, c.totals[i].Samples()...)
-		r.resets += c.totals[i].Resets
+		r.mesh = append(r.mesh, c.totals[i].Samples())
+		r.gaps += c.totals[i].Resets
 	}
 	c.Trouble = errors.Join(trouble...)
 	r.at = time.Now()
@@ -108,7 +117,7 @@ type summary struct {
 
 func summarise(before, after *reading) summary {
 	s := summary{errors: map[string]string{}}
-	grown := metrics.Since(before.mesh, after.mesh)
+	grown := after.grown(before)
 	edges := metrics.Edges(grown, "outbound")
 	secured := 0.0
 	for role := range calls {
@@ -126,7 +135,7 @@ func summarise(before, after *reading) summary {
 		plain += e.Calls[metrics.None]
 	}
 	crossed := float64(s.crossed)
-	if after.resets > before.resets { // what a killed proxy had counted is lost: take the mesh's word
+	if after.gaps > before.gaps { // what is left of the mesh's figures can only be compared with itself
 		secured, crossed = mtls, mtls+plain
 	}
 	if crossed > 0 {
@@ -146,8 +155,8 @@ func summarise(before, after *reading) summary {
 // passedNoProxy: connections to the pod itself and the proxy's own are not meant to be steered, and refused ones went
 // nowhere. Every other reason is traffic outside the mesh.
 func passedNoProxy(labels map[string]string) bool {
-	switch strings.ReplaceAll(labels["reason"], "_", "-") {
-	case "local", "proxy", "refused", "in-refused":
+	switch labels["reason"] {
+	case "local", "proxy", "refused", "inbound-refused":
 		return false
 	}
 	return true

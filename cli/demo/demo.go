@@ -45,6 +45,14 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	began := time.Now()
+	swept, err := sweep()
+	if err != nil {
+		s.note("%v", err)
+	}
+	for _, name := range swept {
+		s.step(began, "removed what %s left behind when it was killed", name)
+	}
+	began = time.Now()
 	c, err := newCluster(o.BinDir, pluginDir, !o.withoutMesh)
 	if err != nil {
 		return err

@@ -1,12 +1,15 @@
 package demo
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +18,15 @@ import (
 	"conduit.io/conduit/tests/testnet"
 )
 
-// TestMain is also the application: the demo starts its processes from this binary.
+// TestMain is also the application: the demo starts its processes from this binary. And it is a demo without mesh, to
+// be killed.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "demo-to-kill" {
+		o := Options{Rate: 10, Out: os.Stdout, Err: os.Stderr, Program: []string{os.Args[0], "demo-app"}, withoutMesh: true,
+			Getenv: func(string) string { return os.Args[2] }}
+		fmt.Fprintln(os.Stderr, Run(context.Background(), o))
+		os.Exit(1)
+	}
 	if len(os.Args) == 3 && os.Args[1] == "demo-app" {
 		if err := demoapp.Main(context.Background(), os.Args[2], os.Stdin, os.Stdout, os.Stderr); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -49,12 +59,15 @@ func testOptions(t *testing.T, mesh bool) (Options, *bytes.Buffer, *bytes.Buffer
 		}}, &out, &errOut
 }
 
-// leftovers are files that only this process's demos can have made.
-func leftovers(t *testing.T) []string {
+// leftovers are files that only demos of a process can have made.
+func leftovers(t *testing.T, pid int) []string {
 	t.Helper()
 	var left []string
 	for _, dir := range []string{"/run/netns", "/run/conduit-lab", "/sys/fs/bpf"} {
-		found, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("cdt-demo-%d*", os.Getpid())))
+		found, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%s%d[^0-9]*", namePrefix, pid)))
+		if err == nil && dir == "/run/conduit-lab" {
+			found, err = filepath.Glob(filepath.Join(dir, fmt.Sprintf("%s%d", namePrefix, pid)))
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +96,7 @@ func TestWithoutMesh(t *testing.T) {
 	if !strings.Contains(errOut.String(), "cleaned up") {
 		t.Errorf("it does not say that it cleaned up:\n%s", errOut)
 	}
-	if left := leftovers(t); len(left) > 0 {
+	if left := leftovers(t, os.Getpid()); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -111,7 +124,7 @@ func TestInterrupted(t *testing.T) {
 			if tc.wantErr == "" && !strings.Contains(out.String(), `"requests"`) {
 				t.Errorf("no result: %q", out)
 			}
-			if left := leftovers(t); len(left) > 0 {
+			if left := leftovers(t, os.Getpid()); len(left) > 0 {
 				t.Errorf("left behind: %v", left)
 			}
 		})
@@ -140,7 +153,7 @@ func TestPanic(t *testing.T) {
 		if recover() == nil {
 			t.Error("the panic was swallowed")
 		}
-		if left := leftovers(t); len(left) > 0 {
+		if left := leftovers(t, os.Getpid()); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
 	}()
@@ -155,7 +168,71 @@ func TestFailure(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the disk is on fire") {
 		t.Errorf("want the application's words, got %v\n%s", err, errOut)
 	}
-	if left := leftovers(t); len(left) > 0 {
+	if left := leftovers(t, os.Getpid()); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestKilled: what a killed demo leaves behind, the next one removes.
+func TestKilled(t *testing.T) {
+	testOptions(t, false)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "demo-to-kill", testnet.Build(t, false).CNI)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	up := false
+	for sc := bufio.NewScanner(out); !up && sc.Scan(); {
+		up = strings.Contains(sc.Text(), "every call is answered")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if !up {
+		t.Fatal("it did not come up")
+	}
+	if left := leftovers(t, cmd.Process.Pid); len(left) < len(placements) {
+		t.Fatalf("it should have left its namespaces: %v", left)
+	}
+	names, err := sweep()
+	if want := fmt.Sprint(namePrefix, cmd.Process.Pid); err != nil || !slices.Contains(names, want) {
+		t.Errorf("swept %v, want %s (%v)", names, want, err)
+	}
+	if left := leftovers(t, cmd.Process.Pid); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestDemo is the whole thing: agents, proxies, BPF. Every call succeeds, every call that crosses nodes is secured, none
+// escapes, and nothing stays.
+func TestDemo(t *testing.T) {
+	o, out, errOut := testOptions(t, true)
+	o.For = 5 * time.Second
+	if err := Run(t.Context(), o); err != nil {
+		t.Fatalf("%v\n%s", err, errOut)
+	}
+	t.Log(errOut)
+	var r Result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if r.SuccessRate != 1 || r.MTLSPct != 100 || r.Bypassed != 0 {
+		t.Errorf("result: %s", out)
+	}
+	p := r.Protocols
+	if p.TCP < 30 || p.HTTP1 != 2*p.TCP || p.HTTP2 != p.TCP || p.GRPC != p.TCP || p.HTTP1+p.HTTP2+p.GRPC+p.TCP != r.Requests {
+		t.Errorf("one user's request is two calls of http1 and one of each other protocol: %s", out)
+	}
+	if r.P50 <= 0 || r.P99 < r.P50 {
+		t.Errorf("latencies: %s", out)
+	}
+	if left := leftovers(t, os.Getpid()); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }

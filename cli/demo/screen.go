@@ -30,7 +30,6 @@ type screen struct {
 	redraw bool
 	drawn  int // rows of the live picture that are on the terminal now
 	cancel context.CancelFunc
-	hints  string // what to try next
 }
 
 func newScreen(o *Options, cancel context.CancelFunc) *screen {
@@ -61,7 +60,6 @@ func (s *screen) note(format string, args ...any) {
 // next says what to try while the load runs.
 func (s *screen) next(c *cluster) {
 	if !c.meshed || !s.redraw {
-		s.hints = ""
 		return
 	}
 	exe, err := os.Executable()
@@ -72,17 +70,18 @@ func (s *screen) next(c *cluster) {
 	enter := "nsenter --net=" + client.Path()
 	var b strings.Builder
 	try := func(why, command string) { fmt.Fprintf(&b, "  %s\n    %s\n", s.style.Dim(why), command) }
-	b.WriteString(s.style.Bold("Try, in another terminal as root:") + "\n")
+	b.WriteString("\n" + s.style.Bold("Try, in another terminal as root:") + "\n")
 	try("call the front end as the load generator's pod", enter+" curl -si 'http://"+address("web")+"/?n=1'")
 	try("be refused: the node itself has no identity, and the pods are STRICT",
 		"nsenter --net="+node.Path()+" curl -sS http://"+c.web()+"/")
-	try("the same figures from the agent", "nsenter --net="+node.Path()+" "+exe+" stat -o wide")
+	try("this node's part of the figures, from its agent", "nsenter --net="+node.Path()+" "+exe+" stat -o wide")
 	if pid, err := node.ProxyPID(); err == nil && pid != 0 {
 		try("kill "+node.Name()+"'s proxy: calls fail at once, never in the clear; the agent starts another", "kill -9 "+strconv.Itoa(pid))
 	}
-	try("take the namespace out of the mesh, or change a Service: files that the agents watch",
-		"$EDITOR "+filepath.Join(node.ManifestDir(), "namespace-"+namespace+".yaml"))
-	s.hints = b.String()
+	file := filepath.Join(node.ManifestDir(), "namespace-"+namespace+".yaml")
+	try("let plaintext into "+node.Name()+"'s pods (agents watch their manifests), and try to be refused again",
+		"sed -i s/STRICT/PERMISSIVE/ "+file)
+	s.print(b.String())
 }
 
 // web is a pod of the front end on the first node.
@@ -107,10 +106,11 @@ func (s *screen) live(from, to *reading, sum summary, trouble error) {
 	if trouble != nil {
 		fmt.Fprintf(&b, "%s %v\n", s.style.Warn("‼"), trouble)
 	}
-	fmt.Fprintf(&b, "\n%s\n%s", s.hints, s.style.Dim("Ctrl-C ends the demo and removes everything.")+"\n")
+	fmt.Fprintf(&b, "%s\n", s.style.Dim("Ctrl-C ends the demo and removes everything."))
 	s.erase()
 	s.print(b.String())
-	s.drawn = rows(b.String(), s.width())
+	width, _ := s.size()
+	s.drawn = rows(b.String(), width)
 }
 
 // final shows the figures of the whole run.
@@ -128,7 +128,7 @@ func (s *screen) final(first, last *reading, sum summary) {
 }
 
 func (s *screen) table(w io.Writer, from, to *reading) {
-	edges := metrics.Edges(metrics.Since(from.mesh, to.mesh), "outbound")
+	edges := metrics.Edges(to.grown(from), "outbound")
 	_ = metrics.Table(edges, to.at.Sub(from.at), s.wide, s.style).Write(w) // w is memory
 }
 
@@ -141,21 +141,28 @@ func (s *screen) totals(sum summary) string {
 		sum.crossed, metrics.Percent(sum.MTLSPct/100), sum.Bypassed)
 }
 
-// erase removes the live picture from the terminal.
+// erase removes the live picture from the terminal: by going up, or, when it did not fit, by clearing everything.
 func (s *screen) erase() {
-	if s.drawn > 0 {
+	_, height := s.size()
+	switch {
+	case s.drawn == 0:
+		return
+	case s.drawn < height:
 		s.print(fmt.Sprintf("\x1b[%dA\r\x1b[J", s.drawn))
-		s.drawn = 0
+	default:
+		s.print("\x1b[H\x1b[2J")
 	}
+	s.drawn = 0
 }
 
-func (s *screen) width() int {
+// size is the terminal's, or what terminals used to have.
+func (s *screen) size() (width, height int) {
 	if f, ok := s.out.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
-			return w
+		if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 0 && h > 0 {
+			return w, h
 		}
 	}
-	return 80
+	return 80, 24
 }
 
 var escape = regexp.MustCompile("\x1b\\[[0-9;]*m")

@@ -19,14 +19,15 @@ const appPort = 8080
 
 var nodeNames = [2]string{"node-a", "node-b"}
 
-// service is a Service of the application. No port declares its protocol: the mesh finds out.
+// service is a Service of the application.
 type service struct {
 	role string
 	port int32
+	name string // of the port; empty declares no protocol, and the mesh finds out
 }
 
 var services = []service{
-	{demoapp.Web, 80}, {demoapp.API, 80}, {demoapp.Votes, 9000}, {demoapp.Catalog, 80}, {demoapp.Cache, 6380},
+	{demoapp.Web, 80, ""}, {demoapp.API, 80, ""}, {demoapp.Votes, 9000, "grpc"}, {demoapp.Catalog, 80, "h2c"}, {demoapp.Cache, 6380, ""},
 }
 
 // calls says who calls whom.
@@ -81,7 +82,7 @@ func writeObjects(l *lab.Lab) error {
 	}
 	for i, s := range services {
 		err := l.WriteService(lab.Service{Namespace: namespace, Name: s.role, Selector: map[string]string{"app": s.role},
-			ClusterIPs: lab.ServiceIPs(i + 1), Ports: []lab.ServicePort{{Port: s.port, TargetPort: strconv.Itoa(appPort)}}})
+			ClusterIPs: lab.ServiceIPs(i + 1), Ports: []lab.ServicePort{{Name: s.name, Port: s.port, TargetPort: strconv.Itoa(appPort)}}})
 		if err != nil {
 			return err
 		}

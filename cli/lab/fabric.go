@@ -101,7 +101,11 @@ func (f *fabric) connect(n *Node) error {
 
 // setupNode makes the current namespace a router with the node's addresses.
 func setupNode(index int) error {
-	for key, value := range map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"} {
+	for key, value := range map[string]string{
+		"net/ipv4/ip_forward":              "1",
+		"net/ipv6/conf/all/forwarding":     "1",
+		"net/ipv6/conf/default/accept_dad": "0", // or the node's first pod waits 2 s for its gateway's address
+	} {
 		if err := sysctl(key, value); err != nil {
 			return err
 		}

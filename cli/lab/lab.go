@@ -59,15 +59,18 @@ func New(cfg Config) (*Lab, error) {
 	if err := makeEmptyDir(cfg.Dir); err != nil {
 		return nil, err
 	}
+	if err := writeOwner(cfg.Dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("make lab directory: %w", err), os.RemoveAll(cfg.Dir))
+	}
 	mounted, err := EnsureBPFFS(cfg.BPFFS)
 	if err != nil {
-		return nil, errors.Join(err, os.Remove(cfg.Dir))
+		return nil, errors.Join(err, os.RemoveAll(cfg.Dir))
 	}
 	if mounted {
 		l.log.Info("mounted bpffs; it stays mounted", "path", cfg.BPFFS)
 	}
 	if l.sw, err = newFabric(cfg.Name); err != nil {
-		return nil, errors.Join(err, os.Remove(cfg.Dir))
+		return nil, errors.Join(err, os.RemoveAll(cfg.Dir))
 	}
 	return l, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -234,6 +236,19 @@ func (p *Pod) undo() error {
 		errs = append(errs, p.Node.RemoveManifest(p.manifestFile()))
 	}
 	return errors.Join(errs...)
+}
+
+// ForgetResult makes the runtime lose its record of the pod, as after the loss of its state directory: libcni no longer
+// deletes the attachment by itself when CNIGC does not list it.
+func (p *Pod) ForgetResult() error {
+	results, err := filepath.Glob(filepath.Join(p.Node.cniCacheDir(), "results", "*-"+p.containerID+"-*"))
+	if err != nil {
+		return fmt.Errorf("forget result of %s: %w", p, err)
+	}
+	if len(results) != 1 {
+		return fmt.Errorf("forget result of %s: the runtime has %d records of it, want 1", p, len(results))
+	}
+	return os.Remove(results[0])
 }
 
 // ForgetNetns makes the pod vanish as on a machine that has crashed: its processes and namespace go, without DEL.

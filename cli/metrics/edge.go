@@ -91,7 +91,7 @@ func (e *Edge) add(s Sample) bool {
 		if e.Opaque() {
 			e.end(s.Labels["reason"] == "", s.Value)
 		}
-	case gauge:
+	case "tcp_open_connections":
 		e.Open += s.Value
 	case "tcp_read_bytes_total":
 		e.Read += s.Value

@@ -87,8 +87,8 @@ func TestQuantile(t *testing.T) {
 }
 
 func TestSince(t *testing.T) {
-	before := parse(t, "a{x=\"1\"} 10\nb 7\ntcp_open_connections 5\n")
-	now := parse(t, "a{x=\"1\"} 15\na{x=\"2\"} 4\nb 3\ntcp_open_connections 6\n")
+	before := parse(t, "a_total{x=\"1\"} 10\nb_total 7\ntcp_open_connections 5\n")
+	now := parse(t, "a_total{x=\"1\"} 15\na_total{x=\"2\"} 4\nb_total 3\ntcp_open_connections 6\n")
 	want := []float64{5, 4, 3, 6} // grown, new, restarted, gauge
 	for i, s := range Since(before, now) {
 		if s.Value != want[i] {
@@ -104,14 +104,22 @@ func TestTotals(t *testing.T) {
 		text   string
 		want   float64
 		resets int
-	}{{"a 10\n", 10, 0}, {"a 12\n", 12, 0}, {"", 12, 0}, {"a 3\n", 15, 1}, {"a 4\nb 1\n", 16, 1}} {
+	}{{"a_total 10\ng 5\n", 10, 0}, {"a_total 12\ng 1\n", 12, 0}, {"", 12, 0}, {"a_total 3\n", 15, 1}, {"a_total 4\ng 1\n", 16, 1}} {
 		totals.Add(parse(t, step.text))
-		if got := Sum(totals.Samples(), "a", func(map[string]string) bool { return true }); got != step.want || totals.Resets != step.resets {
+		if got := Sum(totals.Samples(), "a_total", func(map[string]string) bool { return true }); got != step.want || totals.Resets != step.resets {
 			t.Errorf("after %q: want %v and %d resets, got %v and %d", step.text, step.want, step.resets, got, totals.Resets)
 		}
 	}
 	if n := len(totals.Samples()); n != 2 {
 		t.Errorf("%d series", n)
+	}
+	for text, want := range map[string]float64{"g 5\n": 5, "": 0} {
+		totals = Totals{}
+		totals.Add(parse(t, "g 9\n"))
+		totals.Add(parse(t, text))
+		if got := totals.Samples()[0].Value; got != want {
+			t.Errorf("gauge after %q: want %v, got %v", text, want, got)
+		}
 	}
 }
 

@@ -10,8 +10,15 @@ import (
 	"strings"
 )
 
-// gauge is the one series of edges that is not a counter.
-const gauge = "tcp_open_connections"
+// counter reports whether a name is a counter's or a histogram's, by the suffixes that Prometheus prescribes.
+func counter(name string) bool {
+	for _, suffix := range []string{"_total", "_bucket", "_count", "_sum"} {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return false
+}
 
 // Sample is one value of one series.
 type Sample struct {
@@ -109,7 +116,7 @@ func parseQuoted(in string) (value, rest string, err error) {
 }
 
 // Since returns how much each counter of now has grown since before. Both must come from one agent. A counter that
-// fell was restarted, and counts from zero. The gauge stays as it is.
+// fell was restarted, and counts from zero. Gauges stay as they are.
 func Since(before, now []Sample) []Sample {
 	old := make(map[string]float64, len(before))
 	for _, s := range before {
@@ -117,7 +124,7 @@ func Since(before, now []Sample) []Sample {
 	}
 	out := make([]Sample, len(now))
 	for i, s := range now {
-		if v := old[s.series]; v <= s.Value && s.Name != gauge {
+		if v := old[s.series]; v <= s.Value && counter(s.Name) {
 			s.Value -= v
 		}
 		out[i] = s
@@ -154,6 +161,11 @@ func (t *Totals) Add(reading []Sample) {
 	if t.series == nil {
 		t.series = map[string]*total{}
 	}
+	for _, c := range t.series {
+		if !counter(c.sample.Name) {
+			c.sum = 0 // unless the reading says otherwise
+		}
+	}
 	reset := false
 	for _, s := range reading {
 		c := t.series[s.series]
@@ -163,7 +175,7 @@ func (t *Totals) Add(reading []Sample) {
 			t.order = append(t.order, s.series)
 		}
 		switch {
-		case s.Name == gauge:
+		case !counter(s.Name):
 			c.sum = s.Value
 		case s.Value < c.last:
 			reset = true

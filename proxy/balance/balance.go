@@ -1,6 +1,8 @@
-// Package balance picks an endpoint: the better of two random ones by the load it would add, measured as peak-EWMA
-// latency times active streams (Mitzenmacher, "The Power of Two Choices"; Finagle's Peak EWMA). Endpoints that could
-// not be dialled are passed over for a while. A Balancer belongs to one shard loop; nothing locks.
+// Package balance picks an endpoint: of two random ones, the one that the stream would cost less, measured as peak-EWMA
+// latency times active streams (Mitzenmacher, "The Power of Two Choices"; Finagle's Peak EWMA). The cheaper is not
+// certain but more likely by the ratio of the costs: an endpoint on another node, a little slower, still gets its share,
+// and one that has become fast again is found out. Endpoints that could not be dialled are passed over for a while.
+// A Balancer belongs to one shard loop; nothing locks.
 package balance
 
 import (
@@ -17,6 +19,8 @@ const (
 	// untried is the latency assumed of an endpoint that has answered nothing yet: low, so that it gets traffic,
 	// but such that an endpoint that does not answer is not piled upon.
 	untried = float64(time.Millisecond)
+	// indifferent is added to every latency: differences far below it are noise, or the way to another node.
+	indifferent = float64(2 * time.Millisecond)
 	// firstEjection doubles with every further failure, up to maxEjection.
 	firstEjection = 500 * time.Millisecond
 	maxEjection   = 30 * time.Second
@@ -98,7 +102,7 @@ func (b *Balancer) two(fit func(*Endpoint) bool, now int64) *Endpoint {
 	fx, fy := fit(x), fit(y)
 	switch {
 	case fx && fy:
-		return cheaper(x, y, now)
+		return b.cheaper(x, y, now)
 	case n == 2 && fx:
 		return x
 	case n == 2 && fy:
@@ -121,7 +125,7 @@ func (b *Balancer) two(fit func(*Endpoint) bool, now int64) *Endpoint {
 	if j >= i {
 		j++
 	}
-	return cheaper(ok[i], ok[j], now)
+	return b.cheaper(ok[i], ok[j], now)
 }
 
 func has(list []*Endpoint, e *Endpoint) bool {
@@ -133,17 +137,21 @@ func has(list []*Endpoint, e *Endpoint) bool {
 	return false
 }
 
-func cheaper(x, y *Endpoint, now int64) *Endpoint {
-	if y.cost(now) < x.cost(now) {
-		return y
+// cheaper is more likely the cheaper of the two, the more so the more they differ.
+func (b *Balancer) cheaper(x, y *Endpoint, now int64) *Endpoint {
+	const grain = 1 << 20
+	cx, cy := x.cost(now), y.cost(now)
+	if float64(b.rand(grain)) < grain*cy/(cx+cy) {
+		return x
 	}
-	return x
+	return y
 }
 
 // cost is the load that one more stream would meet.
 func (e *Endpoint) cost(now int64) float64 {
 	l := e.latency * math.Exp(-float64(now-e.sampled)/float64(decay))
-	return max(l, float64(10*time.Microsecond)) * float64(e.active+1)
+	active := float64(e.active + 1)
+	return (l + indifferent) * active * active
 }
 
 // Ejected reports whether the endpoint is passed over at now.

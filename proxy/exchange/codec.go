@@ -192,19 +192,18 @@ func (s *Stream) ResponseHead(h *Head, end, tunnel bool) {
 	if h.Major != 0 {
 		s.FirstByte = s.clock.Now()
 	}
-	s.dropReplay()
+	reason := mesh.Reason(h.Get(mesh.ReasonHeader)) // only another proxy's gets as far as here
+	refused := !tunnel && (s.Req.Major == 0 || reason == mesh.ReasonConnect || reason == mesh.ReasonConnectTimeout)
+	if !refused {
+		s.dropReplay()
+	}
 	r := s.Ref()
 	s.handler.Response(s)
 	if !r.Live() || s.local {
 		return
 	}
-	if s.Req.Major == 0 && !tunnel { // a tunnel was refused: an opaque client cannot be told why
-		reason := mesh.Reason(h.Get(mesh.ReasonHeader))
-		if reason == "" {
-			reason = mesh.ReasonUpstreamReset
-		}
-		s.Reason = reason
-		s.finish(Ending{Reason: reason})
+	if refused {
+		s.refused(h, reason)
 		return
 	}
 	s.headSent = true
@@ -213,6 +212,29 @@ func (s *Stream) ResponseHead(h *Head, end, tunnel bool) {
 		s.got[Up] = true
 		s.ended(Down)
 	}
+}
+
+// refused deals with another proxy's word that it could not reach its application: nothing was begun there, so that the
+// Handler may send the stream elsewhere.
+func (s *Stream) refused(h *Head, reason mesh.Reason) {
+	if reason == "" {
+		reason = mesh.ReasonUpstreamReset
+	}
+	if u := s.half[Up]; u != nil {
+		s.half[Up] = nil
+		u.Detach(s, Ending{Reason: reason})
+	}
+	s.Res = nil
+	if !s.interim && !s.replayLost && s.down != nil {
+		s.rewind()
+		s.Unprocessed = true
+		r := s.Ref()
+		if s.handler.Lost(s, reason) || !r.Live() || s.local {
+			return
+		}
+	}
+	s.Res = h
+	s.Fail(h.Status, reason, "the server's proxy could not reach it")
 }
 
 // Abort says that the half of from is gone: its connection broke or its peer reset the stream. code is the HTTP/2

@@ -35,9 +35,8 @@ type Options struct {
 	Request *exchange.Head
 	// Protocol, when it is not Detect, is certain.
 	Protocol mesh.Protocol
-	// Hint, for Detect: HTTP1 or HTTP2 say that the client speaks first and speaks HTTP; it is also the codec for
-	// what is neither. Nothing is opened ahead of it.
-	Hint mesh.Protocol
+	// ClientFirst, for Detect: the client is known to speak first. Nothing is opened ahead of it.
+	ClientFirst bool
 	// Wait is how long to wait for the client before an opaque stream is opened; 0: not at all.
 	Wait time.Duration
 	// Chosen, if set, is called when the client's bytes, or their absence, have decided. It may not be called for a
@@ -66,7 +65,7 @@ func Serve(c flow.Conn, o Options) *Front {
 		f.opaque(nil, nil)
 	default:
 		c.SetReceiver(f)
-		if o.Hint == "" {
+		if !o.ClientFirst {
 			// One batch more, so that bytes which came with the connection are seen first.
 			f.timer = o.Server.Clock.After(o.Wait, func() { f.timer = o.Server.Clock.After(0, f.speculate) })
 		}
@@ -99,8 +98,6 @@ func (f *Front) Data(p []byte) {
 		f.http(mesh.HTTP1, p)
 	case v == detect.HTTP2:
 		f.http(mesh.HTTP2, p)
-	case v == detect.Opaque && f.o.Hint != "":
-		f.http(f.o.Hint, p)
 	case v == detect.Opaque:
 		f.opaque(p, nil)
 	case f.buf == nil:
@@ -111,7 +108,7 @@ func (f *Front) Data(p []byte) {
 
 // bound starts the clock on indecision.
 func (f *Front) bound() {
-	if f.limit == nil && f.o.Hint == "" {
+	if f.limit == nil && !f.o.ClientFirst {
 		f.limit = f.o.Server.Clock.After(undecided, f.settle)
 	}
 }
@@ -186,7 +183,7 @@ func (f *Front) opaque(first []byte, sniff func([]byte) opaque.Verdict) {
 
 // EOF implements flow.Receiver: a client that has said all it wants to say, and that was not HTTP.
 func (f *Front) EOF() {
-	if f.o.Hint != "" {
+	if f.o.ClientFirst && f.buf == nil {
 		f.c.Close()
 		return
 	}

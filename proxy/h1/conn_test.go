@@ -308,3 +308,22 @@ func TestBackpressure(t *testing.T) {
 		t.Errorf("upload: got %d bytes", len(got))
 	}
 }
+
+func TestClientThatNeverReads(t *testing.T) {
+	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.client.C.Room, r.down.Room, r.down.Chunk = 4<<10, 64<<10, 16<<10
+	r.client.C.Pause()
+	r.h.OnRequest = func(s *exchange.Stream) { s.Respond(200, nil, []byte(strings.Repeat("x", 1000))) }
+	const count = 20000
+	r.client.Send(strings.Repeat(get, count))
+	r.client.C.CloseWrite()
+	r.n.Run()
+	if r.down.PeakBacklog > flow.HighWater+32<<10 || !r.down.Paused || len(r.h.Log) > 200 {
+		t.Fatalf("backlog %d, paused %v, answered %d", r.down.PeakBacklog, r.down.Paused, len(r.h.Log))
+	}
+	r.client.C.Resume()
+	r.n.Run()
+	if n := strings.Count(r.client.Take(), "HTTP/1.1 200 OK"); n != count || !r.client.HadEOF {
+		t.Errorf("%d answers, EOF %v", n, r.client.HadEOF)
+	}
+}

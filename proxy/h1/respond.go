@@ -164,6 +164,8 @@ func (sv *Server) resume() {
 	sv.kicked = false
 	if len(sv.in) > 0 {
 		sv.keep(nil, sv.run(sv.in))
+	} else {
+		sv.update()
 	}
 	if sv.eof && sv.state == stTunnel && sv.s != nil {
 		sv.endTunnel()

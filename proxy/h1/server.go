@@ -58,6 +58,7 @@ type Server struct {
 	closing bool // the connection ends with the current exchange
 	drain   bool
 	kicked  bool // a call of resume is pending
+	stalled bool // the client does not take its answers: nothing more is read until it does
 
 	memo      []byte // the last head as received, and what it meant
 	memoHead  *exchange.Head
@@ -131,7 +132,7 @@ func (sv *Server) keep(p []byte, n int) {
 		sv.in = nil
 	}
 	sv.timeHead()
-	if sv.eof && sv.state == stHead {
+	if sv.eof && sv.state == stHead && !sv.stalled {
 		sv.shut()
 	}
 	sv.update()
@@ -146,6 +147,9 @@ func (sv *Server) update() {
 	if sv.state == stWait || sv.state == stUpgrade {
 		held += len(sv.in)
 	}
+	if sv.stalled {
+		held += flow.HighWater + 1
+	}
 	if sv.state != stOver {
 		sv.gate.Update(sv.c, held)
 	}
@@ -153,7 +157,7 @@ func (sv *Server) update() {
 
 // timeHead runs the timer of a head that has begun and not ended.
 func (sv *Server) timeHead() {
-	partial := sv.state == stHead && len(sv.in) > 0
+	partial := sv.state == stHead && len(sv.in) > 0 && !sv.stalled
 	switch {
 	case partial && sv.headTimer == nil:
 		sv.headTimer = sv.o.Clock.After(HeadTimeout, func() {
@@ -174,6 +178,9 @@ func (sv *Server) feed(p []byte) int {
 	for n < len(p) {
 		switch sv.state {
 		case stHead:
+			if sv.stalled = sv.c.Backlog() > flow.HighWater; sv.stalled {
+				return n
+			}
 			k := sv.head(p[n:])
 			if k == 0 {
 				return n
@@ -356,8 +363,12 @@ func (sv *Server) linger() {
 func (sv *Server) EOF() {
 	sv.eof = true
 	switch sv.state {
-	case stHead, stLinger:
+	case stLinger:
 		sv.shut()
+	case stHead:
+		if !sv.kicked && !sv.stalled { // else requests are waiting in sv.in
+			sv.shut()
+		}
 	case stBody, stChunk:
 		s := sv.s
 		sv.s, sv.state = nil, stOver
@@ -380,6 +391,10 @@ func (sv *Server) endTunnel() {
 func (sv *Server) Drained() {
 	if sv.s != nil {
 		sv.s.Pump(exchange.Down)
+	}
+	if sv.stalled {
+		sv.stalled = false
+		sv.kick()
 	}
 }
 

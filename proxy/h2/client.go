@@ -98,7 +98,9 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 		cl.hp.field(hpack.HeaderField{Name: ":scheme", Value: scheme})
 		cl.hp.field(hpack.HeaderField{Name: ":path", Value: req.Path})
 	}
-	cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
+	if req.Authority != "" { // HTTP/1.0 need not name a host
+		cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
+	}
 	tunnel := method == "CONNECT"
 	for i := range req.Fields {
 		name := req.Fields[i].Name
@@ -111,7 +113,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 
 // Room implements exchange.Upstream.
 func (cl *Client) Room() int {
-	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 {
+	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 || cl.c.Backlog() > maxBacklog {
 		return 0
 	}
 	return max(0, int(min(cl.maxPeer, 1<<20))-len(cl.streams))
@@ -157,8 +159,11 @@ func (cl *Client) violated(*connError) {
 	}
 }
 
-// settled is called when SETTINGS or a PING's answer has come.
+// settled implements role.
 func (cl *Client) settled() { cl.roomy() }
+
+// acked implements role; a client sends no PING.
+func (cl *Client) acked() {}
 
 // roomy tells when streams fit again.
 func (cl *Client) roomy() {

@@ -12,7 +12,8 @@ type role interface {
 	headers(id uint32, end bool, b *block) error
 	reset(s *exchange.Stream, code uint32)
 	goAway(last, code uint32)
-	settled()
+	settled() // SETTINGS, or a drained backlog: there may be room
+	acked()   // the answer to a PING
 	violated(e *connError)
 	unknown(id uint32, typ byte) error // a frame on a stream that is not open
 	idle()                             // the last stream has ended
@@ -28,6 +29,7 @@ type conn struct {
 	internal bool
 
 	in      []byte // an incomplete frame
+	rest    []byte // input that waits for the output to drain
 	pre     int    // bytes of the preface still expected (server)
 	first   bool   // the peer's first SETTINGS has come
 	over    bool   // closing: nothing more is read or written
@@ -49,6 +51,7 @@ type conn struct {
 	blocked  []exchange.Ref
 	spare    []exchange.Ref
 	draining bool
+	choked   bool // a server's input is paused until its output has drained
 
 	rate   rates
 	resets []uint32 // ring of streams that we reset: frames for them are in flight
@@ -94,6 +97,10 @@ func (c *conn) greet() {
 // Data implements flow.Receiver.
 func (c *conn) Data(p []byte) {
 	for len(p) > 0 && !c.over {
+		if c.choked {
+			c.rest = append(c.rest, p...)
+			return
+		}
 		var n int
 		var err error
 		switch {
@@ -103,7 +110,7 @@ func (c *conn) Data(p []byte) {
 			n, err = c.complete(p)
 		default:
 			n, err = c.frames(p)
-			if err == nil && n < len(p) && !c.over {
+			if err == nil && n < len(p) && !c.over && !c.choked {
 				c.in = append(c.pool.Buffer(), p[n:]...)
 				n = len(p)
 			}
@@ -113,6 +120,14 @@ func (c *conn) Data(p []byte) {
 			return
 		}
 		p = p[n:]
+	}
+}
+
+// choke stops reading from a client that does not read. A client codec never stops: of two proxies, one goes on.
+func (c *conn) choke() {
+	if c.side == exchange.Down && !c.choked && !c.over && c.c.Backlog() > maxBacklog {
+		c.choked = true
+		c.c.Pause()
 	}
 }
 
@@ -128,7 +143,7 @@ func (c *conn) preface(p []byte) (int, error) {
 // frames handles the complete frames at the start of p, in place.
 func (c *conn) frames(p []byte) (int, error) {
 	n := 0
-	for len(p)-n >= frameHeader && !c.over {
+	for len(p)-n >= frameHeader && !c.over && !c.choked {
 		l := int(p[n])<<16 | int(p[n+1])<<8 | int(p[n+2])
 		if l > maxFrame {
 			return n, fatal(codeFrameSize, "frame is too large")
@@ -141,6 +156,7 @@ func (c *conn) frames(p []byte) (int, error) {
 		if err := c.frame(f); err != nil {
 			return n, err
 		}
+		c.choke()
 	}
 	return n, nil
 }
@@ -298,7 +314,7 @@ func (c *conn) free() {
 		c.pool.Release(c.in)
 		c.in = nil
 	}
-	c.hdrBlock, c.blocked, c.spare = nil, nil, nil
+	c.rest, c.hdrBlock, c.blocked, c.spare = nil, nil, nil, nil
 }
 
 // EOF implements flow.Receiver: an HTTP/2 connection has no use for one direction.

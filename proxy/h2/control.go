@@ -12,8 +12,11 @@ const (
 	maxResetsLink = 10000
 	maxControl    = 10000 // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
 	maxSettings   = 100
-	maxEmpty      = 1000      // DATA without bytes and without END_STREAM
-	maxQueuedAcks = 256 << 10 // backlog in bytes above which nothing is acknowledged any more
+	maxEmpty      = 1000    // DATA without bytes and without END_STREAM
+	maxQueuedAcks = 1 << 20 // backlog in bytes above which nothing is acknowledged any more
+	// maxBacklog is the backlog above which a server reads no further and a client takes no more streams: heads are
+	// not under flow control.
+	maxBacklog = 512 << 10
 )
 
 // rates counts within one second.
@@ -64,7 +67,7 @@ func (c *conn) onPing(flags byte, id uint32, p []byte) error {
 		return err
 	}
 	if flags&flAck != 0 {
-		c.role.settled()
+		c.role.acked()
 		return nil
 	}
 	c.c.Write(append(appendFrame(c.buf[:0], 8, frPing, flAck, 0), p...))

@@ -195,7 +195,19 @@ func (c *conn) onWindow(id uint32, p []byte) error {
 }
 
 // Drained implements flow.Receiver.
-func (c *conn) Drained() { c.unblock() }
+func (c *conn) Drained() {
+	c.unblock()
+	if c.choked {
+		c.choked = false
+		p := c.rest
+		c.rest = nil
+		c.Data(p)
+		if !c.choked && !c.over {
+			c.c.Resume()
+		}
+	}
+	c.role.settled()
+}
 
 // unblock lets the streams that waited for the connection go on, in turn.
 func (c *conn) unblock() {

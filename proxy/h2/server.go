@@ -71,12 +71,15 @@ func (sv *Server) lastCall() {
 	sv.idle()
 }
 
-// settled is called on SETTINGS and on the answer to a PING; only Drain sends one.
-func (sv *Server) settled() {
+// acked is called on the answer to a PING; only Drain sends one.
+func (sv *Server) acked() {
 	if sv.draining {
 		sv.lastCall()
 	}
 }
+
+// settled implements role.
+func (sv *Server) settled() {}
 
 func (sv *Server) idle() {
 	if sv.final && len(sv.streams) == 0 {
@@ -199,6 +202,7 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 		}
 		sv.hp.field(h.Fields[i])
 	}
+	sv.choke()
 	if !s.Tunnel && s.Req.Protocol != "" && status/100 == 2 {
 		sv.hp.field(hpack.HeaderField{Name: declined, Value: "1"})
 	}

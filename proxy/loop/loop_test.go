@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"conduit.io/conduit/proxy/flow"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -118,13 +120,16 @@ func TestTimersRunInOrder(t *testing.T) {
 		var order []int
 		due := make([]time.Duration, n)
 		for i := range n {
-			due[i] = time.Duration(rand.IntN(20)) * time.Millisecond
+			due[i] = time.Duration(rand.IntN(200)) * 100 * time.Microsecond
 		}
+		all := make([]flow.Timer, n)
 		for i := range n {
-			tm := l.After(due[i], func() { order = append(order, i) })
+			all[i] = l.After(due[i], func() { order = append(order, i) })
+		}
+		for _, i := range rand.Perm(n) {
 			if i%3 == 0 {
-				tm.Stop()
-				tm.Stop()
+				all[i].Stop()
+				all[i].Stop()
 			}
 		}
 		l.After(30*time.Millisecond, func() {
@@ -144,6 +149,29 @@ func TestTimersRunInOrder(t *testing.T) {
 	for _, i := range order {
 		if i%3 == 0 {
 			t.Errorf("timer %d ran although it was stopped", i)
+		}
+	}
+}
+
+// TestTimerHeap stops timers anywhere in the heap, and looks whether the rest still come in order.
+func TestTimerHeap(t *testing.T) {
+	for range 2000 {
+		l := &Loop{}
+		var all []flow.Timer
+		var due, got []time.Duration
+		for range 40 {
+			d := time.Duration(rand.IntN(1000))
+			all = append(all, l.After(d, func() { got = append(got, d) }))
+			due = append(due, d)
+		}
+		for range 20 {
+			i := rand.IntN(len(all))
+			all[i].Stop()
+			all, due = slices.Delete(all, i, i+1), slices.Delete(due, i, i+1)
+		}
+		l.timers.run(1000)
+		if slices.Sort(due); !slices.Equal(got, due) {
+			t.Fatalf("timers ran at %v, want %v", got, due)
 		}
 	}
 }

@@ -255,14 +255,20 @@ func serverConfig(t testing.TB, s *mtls.Store, id mesh.Identity) *tls.Config {
 	return c
 }
 
-func TestServerRejects(t *testing.T) {
-	ca, other := newAuthority(t), newAuthority(t)
-	srv, cli := ident("server"), ident("client")
+// badClient is a client that a server must not serve, and how it says so.
+type badClient struct {
+	name   string
+	cfg    *tls.Config
+	want   error
+	reason mesh.Reason
+}
+
+// badClients spoil cfg, a good client's configuration for the identity id, each in its own way.
+func badClients(t *testing.T, ca *authority, cfg *tls.Config, id mesh.Identity) []badClient {
+	other := newAuthority(t)
 	foreign := mesh.Identity{TrustDomain: "elsewhere", Namespace: "shop", ServiceAccount: "client"}
-	st := storeOf(t, ca.pem, ca.leaf(t, srv, nil), ca.leaf(t, cli, nil))
-	s := newServer(t, func() *tls.Config { return serverConfig(t, st, srv) })
 	with := func(l node.Leaf) *tls.Config {
-		c := clientConfig(t, st, cli, srv).Clone()
+		c := cfg.Clone()
 		c.ClientSessionCache = nil
 		cert, err := tls.X509KeyPair(l.Chain, l.Key)
 		if err != nil {
@@ -271,19 +277,14 @@ func TestServerRejects(t *testing.T) {
 		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 		return c
 	}
-	none := with(ca.leaf(t, cli, nil))
+	none := with(ca.leaf(t, id, nil))
 	none.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tls.Certificate{}, nil }
-	noALPN := with(ca.leaf(t, cli, nil))
+	noALPN := with(ca.leaf(t, id, nil))
 	noALPN.NextProtos, noALPN.VerifyConnection = nil, nil
-	old := with(ca.leaf(t, cli, nil))
+	old := with(ca.leaf(t, id, nil))
 	old.MinVersion, old.MaxVersion, old.CurvePreferences = tls.VersionTLS12, tls.VersionTLS12, nil
-	edit := func(f func(*x509.Certificate)) *tls.Config { return with(ca.leaf(t, cli, f)) }
-	tests := []struct {
-		name   string
-		cfg    *tls.Config
-		want   error
-		reason mesh.Reason
-	}{
+	edit := func(f func(*x509.Certificate)) *tls.Config { return with(ca.leaf(t, id, f)) }
+	return []badClient{
 		{"no certificate", none, mtls.ErrNoCertificate, mesh.ReasonTLS},
 		{"expired", edit(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), mtls.ErrExpired, mesh.ReasonTLS},
 		{"not yet valid", edit(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), mtls.ErrExpired, mesh.ReasonTLS},
@@ -293,14 +294,21 @@ func TestServerRejects(t *testing.T) {
 		{"not a SPIFFE ID", edit(func(c *x509.Certificate) { c.URIs[0].Scheme = "https" }), mtls.ErrNotWorkload, mesh.ReasonPeerIdentity},
 		{"an authority", edit(func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }), mtls.ErrNotWorkload, mesh.ReasonPeerIdentity},
 		{"not for signatures", edit(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }), mtls.ErrNotWorkload, mesh.ReasonPeerIdentity},
-		{"self-signed", with((&authority{}).leaf(t, cli, nil)), mtls.ErrUntrusted, mesh.ReasonTLS},
-		{"another authority", with(other.leaf(t, cli, nil)), mtls.ErrUntrusted, mesh.ReasonTLS},
+		{"self-signed", with((&authority{}).leaf(t, id, nil)), mtls.ErrUntrusted, mesh.ReasonTLS},
+		{"another authority", with(other.leaf(t, id, nil)), mtls.ErrUntrusted, mesh.ReasonTLS},
 		{"servers only", edit(func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), mtls.ErrUntrusted, mesh.ReasonTLS},
 		{"no protocol", noALPN, mtls.ErrProtocol, mesh.ReasonTLS},
 		{"TLS 1.2", old, nil, mesh.ReasonTLS},
 	}
+}
+
+func TestServerRejects(t *testing.T) {
+	ca := newAuthority(t)
+	srv, cli := ident("server"), ident("client")
+	st := storeOf(t, ca.pem, ca.leaf(t, srv, nil), ca.leaf(t, cli, nil))
+	s := newServer(t, func() *tls.Config { return serverConfig(t, st, srv) })
 	good := clientConfig(t, st, cli, srv)
-	for _, tc := range tests {
+	for _, tc := range badClients(t, ca, good, cli) {
 		t.Run(tc.name, func(t *testing.T) {
 			_, cerr := s.connect(t, tc.cfg)
 			o := s.outcome(t)

@@ -40,8 +40,10 @@ type call struct {
 	cancel func()
 
 	requests *meter.Requests
-	conns    *meter.Conns // of a tunnel
-	counted  bool         // the tunnel is counted as open
+	started  bool         // it is counted as a request
+	labels   *labels      // of a tunnel
+	tls      int          // index into tlsLabels
+	conns    *meter.Conns // of a tunnel that is counted as open
 	read     uint64       // bytes counted so far
 	wrote    uint64
 
@@ -72,29 +74,46 @@ func (h handler) Request(s *exchange.Stream) {
 func (h handler) Response(s *exchange.Stream) {
 	c := s.Ctx.(*call)
 	if c.ep == nil {
+		c.start()
 		return
 	}
 	now := h.sh.loop.Now()
 	switch {
-	case c.linked && s.Res.Status >= 500 && unreachable(mesh.Reason(s.Res.Get(mesh.ReasonHeader))):
-		c.ep.Failed(now)
+	case c.linked && s.Res.Status >= 300 && s.Res.Get(mesh.ReasonHeader) != "":
+		// The other proxy speaks, not the application; Lost may follow.
 	case c.tunnel:
 		c.ep.Connected()
+		if f := c.down.front; f == nil || !f.Undecided() {
+			c.open()
+		}
 	default:
+		c.start()
 		c.ep.Observe(now, time.Duration(now-c.sentAt))
+	}
+}
+
+// start counts a request, once.
+func (c *call) start() {
+	if !c.started && c.requests != nil {
+		c.started = true
+		c.requests.Started()
 	}
 }
 
 // unreachable reports whether the proxy at the other end could not reach its application.
 func unreachable(r mesh.Reason) bool {
-	return r == mesh.ReasonConnect || r == mesh.ReasonConnectTimeout || r == mesh.ReasonDraining || r == mesh.ReasonOverload
+	return r == mesh.ReasonConnect || r == mesh.ReasonConnectTimeout
 }
 
 // Lost implements exchange.Handler: an upstream connection broke before it answered. What certainly was not begun is
 // sent again, and so is what may be repeated by its nature (RFC 9110, 9.2.2).
 func (h handler) Lost(s *exchange.Stream, reason mesh.Reason) bool {
 	c := s.Ctx.(*call)
-	if !s.Unprocessed && !idempotent(s.Req) || c.tunnel && !s.Unprocessed || c.attempts >= maxAttempts {
+	if c.linked && unreachable(reason) && s.Unprocessed {
+		c.dialFailed(reason, "the server's proxy could not reach it")
+		return true
+	}
+	if !s.Unprocessed && (c.tunnel || !idempotent(s.Req)) || c.attempts >= maxAttempts {
 		return false
 	}
 	h.sh.n.process.Retries.Add(1)
@@ -208,6 +227,7 @@ func (c *call) requestDone() {
 	if c.requests == nil {
 		return
 	}
+	c.start()
 	reason := s.Reason
 	ok := reason == mesh.ReasonNone && s.Res != nil && s.Res.Status < 500
 	if c.linked && s.Res != nil && reason == mesh.ReasonNone {
@@ -236,8 +256,8 @@ func isGRPC(r *exchange.Head) bool {
 
 // open counts a tunnel as open, once it is certain to be one.
 func (c *call) open() {
-	if !c.counted && c.conns != nil {
-		c.counted = true
+	if c.conns == nil && c.labels != nil {
+		c.conns = c.labels.conn(c.sh.set, c.tls, protoTCP)
 		c.conns.Opened()
 	}
 }
@@ -245,10 +265,10 @@ func (c *call) open() {
 // countBytes brings the tunnel's byte counters up to date.
 func (c *call) countBytes() {
 	s := c.s
-	if s == nil || c.conns == nil {
+	if s == nil || c.labels == nil {
 		return
 	}
-	if !c.counted {
+	if c.conns == nil {
 		if s.ReqBytes+s.ResBytes == 0 && c.sh.loop.Now()-s.Start < int64(tunnelAge) {
 			return
 		}
@@ -258,13 +278,12 @@ func (c *call) countBytes() {
 	c.read, c.wrote = s.ReqBytes, s.ResBytes
 }
 
-// tunnelDone closes a tunnel's account. One that ended quietly before a byte passed was HTTP after all.
+// tunnelDone closes a tunnel's account. One that ended before a byte passed, and without a failure, was never one: the
+// client spoke HTTP after all, at this end or at the other.
 func (c *call) tunnelDone() {
 	s := c.s
-	if c.down.kind != inboundMesh && c.down.isHTTP && s.Reason == mesh.ReasonNone && s.ReqBytes+s.ResBytes == 0 {
-		if c.counted {
-			c.conns.Closed(mesh.ReasonNone)
-		}
+	idle := s.ReqBytes+s.ResBytes == 0
+	if c.conns == nil && idle && (c.down.isHTTP || c.down.kind == inboundMesh) && !meshFault(s.Reason) {
 		return
 	}
 	c.open()
@@ -276,6 +295,9 @@ func (c *call) tunnelDone() {
 		c.sh.memory.Put(c.down.dst, verdict(mesh.Opaque)) // the server speaks first
 	}
 }
+
+// meshFault reports whether the mesh failed a stream, rather than one of its ends.
+func meshFault(r mesh.Reason) bool { return r != mesh.ReasonNone && r != mesh.ReasonDownstreamReset }
 
 func (sh *shard) newCall() *call {
 	c := sh.free

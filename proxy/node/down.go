@@ -149,7 +149,9 @@ func (sh *shard) detectAs(o *front.Options, d *down, declared mesh.Protocol) {
 	dst := d.dst
 	o.Chosen = func(p mesh.Protocol) { sh.memory.Put(dst, verdict(p)) }
 	if declared == mesh.HTTP1 || declared == mesh.HTTP2 {
-		o.Hint = declared
+		// Which of the two, and whether at all, the bytes say: a client that does something else is not broken by
+		// what somebody has written into a Service.
+		o.ClientFirst = true
 		return
 	}
 	if v := sh.memory.Get(dst); v == detect.HTTP1 || v == detect.HTTP2 {

@@ -49,7 +49,7 @@ type Node struct {
 	process meter.Process
 	pods    atomic.Pointer[registry]
 
-	mu      sync.Mutex // orders the changes below
+	mu      sync.Mutex // orders changes
 	drained func(cookie uint64)
 }
 
@@ -119,7 +119,7 @@ func (n *Node) SetKernel(f *os.File) error {
 	return nil
 }
 
-// SetSnapshot puts s, which the Node keeps, in force. An older version than the one in force is refused.
+// SetSnapshot puts s, which the Node keeps, in force, whatever its version: the agent knows best.
 func (n *Node) SetSnapshot(s *api.Snapshot) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -149,9 +149,10 @@ func (n *Node) SetPod(m *api.Pod, files []*os.File) error {
 		if p == nil {
 			return fmt.Errorf("update pod %d: it is not here", m.Cookie)
 		}
+		other := p.record().ServiceAccount != m.Workload.ServiceAccount || p.record().Namespace != m.Workload.Namespace
 		p.set(&m.Workload)
 		n.register(p)
-		n.each(func(sh *shard) { sh.recordChanged(p) })
+		n.each(func(sh *shard) { sh.recordChanged(p, other) })
 		return nil
 	}
 	if len(files) != 1+int(api.Slots) {

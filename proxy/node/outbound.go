@@ -49,6 +49,16 @@ func (l *labels) key(tls, proto int) meter.Key {
 	return meter.Key{Direction: l.direction, Src: l.src, Dst: l.dst, Protocol: protoLabels[proto], TLS: tlsLabels[tls]}
 }
 
+// conn is the series of connections.
+func (l *labels) conn(set *meter.Set, tls, proto int) *meter.Conns {
+	c := l.conns[tls][proto]
+	if c == nil {
+		c = set.Conns(l.key(tls, proto))
+		l.conns[tls][proto] = c
+	}
+	return c
+}
+
 // protoOf is the protocol index of a stream.
 func (c *call) protoOf() int {
 	switch {
@@ -62,35 +72,22 @@ func (c *call) protoOf() int {
 	return protoHTTP1
 }
 
-// count books the stream under l: a request once, a tunnel once it is certain to be one.
+// count books the stream under l. It is counted later: a request when it is answered, a tunnel when it is certain to
+// be one.
 func (c *call) count(l *labels, tls int) {
 	proto := c.protoOf()
 	set := c.sh.set
 	if c.tunnel {
-		if c.conns == nil {
-			if l.conns[tls][proto] == nil {
-				l.conns[tls][proto] = set.Conns(l.key(tls, proto))
-			}
-			c.conns = l.conns[tls][proto]
-			c.sh.link(c)
-		}
+		c.labels, c.tls = l, tls
+		c.sh.link(c)
 		return
 	}
-	if c.requests == nil {
-		if l.requests[tls][proto] == nil {
-			l.requests[tls][proto] = set.Requests(l.key(tls, proto))
-		}
-		c.requests = l.requests[tls][proto]
-		c.requests.Started()
+	if l.requests[tls][proto] == nil {
+		l.requests[tls][proto] = set.Requests(l.key(tls, proto))
 	}
+	c.requests = l.requests[tls][proto] // of the latest attempt: that is how it went
 	if d := c.down; d.conns == nil && d.kind != inboundMesh {
-		if proto == protoGRPC {
-			proto = protoHTTP2
-		}
-		if l.conns[tls][proto] == nil {
-			l.conns[tls][proto] = set.Conns(l.key(tls, proto))
-		}
-		d.conns = l.conns[tls][proto]
+		d.conns = l.conn(set, tls, proto)
 		d.conns.Opened()
 	}
 }

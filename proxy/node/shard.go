@@ -108,9 +108,16 @@ func listening(f *os.File) bool {
 	return v == 1
 }
 
-// recordChanged makes connections of p see its new record: what was resolved for it is resolved anew.
-func (sh *shard) recordChanged(p *pod) {
+// recordChanged makes connections of p see its new record: what was resolved for it is resolved anew. With another
+// identity it does not use the links of the old one any more.
+func (sh *shard) recordChanged(p *pod, identity bool) {
 	clear(sh.targets)
+	for k, g := range sh.pools {
+		if identity && k.owner == p && k.major == 0 {
+			delete(sh.pools, k)
+			g.Drain()
+		}
+	}
 	if s := sh.shares[p]; s != nil {
 		s.each(func(d *down) { d.target = nil; d.label = nil })
 	}

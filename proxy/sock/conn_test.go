@@ -214,6 +214,25 @@ func TestCloseGivesUpOnStalledPeer(t *testing.T) {
 	}
 }
 
+func TestCloseDoesNotWaitForEver(t *testing.T) {
+	l := start(t)
+	c, peer := accepted(t, l)
+	var p *probe
+	do(t, l, func() { p = watch(t, c); c.Write([]byte("all")); c.Close() })
+	if got := readAll(t, peer); string(got) != "all" {
+		t.Errorf("peer read %q", got)
+	}
+	do(t, l, func() { // the peer keeps its own direction open
+		if c.timer == nil || p.ended {
+			t.Fatal("no bound on the wait for the peer's FIN")
+		}
+		c.expired()
+	})
+	if err := recv(t, p.closed); err != nil {
+		t.Errorf("Closed(%v), want nil: everything was written", err)
+	}
+}
+
 func TestDataWaitsForReceiver(t *testing.T) {
 	l := start(t)
 	c, peer := accepted(t, l)

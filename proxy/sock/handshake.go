@@ -31,7 +31,8 @@ type handshake struct {
 	done   func(error)
 	timer  flow.Timer
 	slots  *limiter
-	begun  bool // it is running, or waits for its turn
+	begun  bool // it has a goroutine, or waits for its turn
+	ending bool // it has none, and finish will be called: nobody may begin to use the descriptor
 	result error
 
 	wake chan struct{} // holds one signal
@@ -41,12 +42,17 @@ type handshake struct {
 
 // StartTLS makes c the server side of a TLS session by cfg, which should set DynamicRecordSizingDisabled. It is called
 // before a receiver is set; done is called later, on the loop. After an error c closes by itself and calls nobody back.
-// A connection that is closed meanwhile ends with ErrAborted, and one that takes longer than 10 s with ErrTimeout.
+// A connection that is closed meanwhile, or was already, ends with ErrAborted, and one that takes longer than 10 s with
+// ErrTimeout.
 func (c *Conn) StartTLS(cfg *tls.Config, done func(error)) {
 	c.startTLS(cfg, false, handshakeTimeout, done)
 }
 
 func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, done func(error)) {
+	if c.dead || c.stage != nil || c.tls != nil {
+		c.l.After(0, func() { done(ErrAborted) })
+		return
+	}
 	h := &handshake{c: c, done: done, wake: make(chan struct{}, 1), slots: &serverSlots}
 	s := &session{w: wire{c: c, hs: h}}
 	c.LocalAddr()
@@ -64,8 +70,8 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, don
 }
 
 // ready implements stage.
-func (h *handshake) ready(loop.Events) {
-	if !h.begun {
+func (h *handshake) ready(ev loop.Events) {
+	if !h.begun && !h.ending && ev&(loop.In|loop.Hup) != 0 {
 		h.begin()
 	}
 	h.signal()
@@ -83,7 +89,7 @@ func (h *handshake) cancel() { h.abandon(ErrAborted) }
 
 // stopped implements stage.
 func (h *handshake) stopped() {
-	if !h.begun || h.slots.leaveQueue(h) {
+	if h.ending || !h.begun || h.slots.leaveQueue(h) {
 		h.finish(ErrAborted)
 		return
 	}
@@ -92,22 +98,29 @@ func (h *handshake) stopped() {
 
 // begin gets the handshake its turn.
 func (h *handshake) begin() {
-	h.begun = true
-	if !h.slots.enter(h) {
-		h.begun = false
-		h.c.l.After(0, func() { h.finish(ErrBusy) })
+	if h.begun = h.slots.enter(h); !h.begun {
+		h.failSoon(ErrBusy)
 	}
+}
+
+// failSoon ends a handshake that has no goroutine, not within the caller's call.
+func (h *handshake) failSoon(err error) {
+	h.ending = true
+	h.c.l.After(0, func() { h.finish(err) })
 }
 
 // abandon ends the handshake early, on the loop.
 func (h *handshake) abandon(err error) {
+	if h.ending {
+		return
+	}
 	h.mu.Lock()
 	if h.stop == nil {
 		h.stop = err
 	}
 	h.mu.Unlock()
 	if !h.begun || h.slots.leaveQueue(h) {
-		h.c.l.After(0, func() { h.finish(err) })
+		h.failSoon(err)
 		return
 	}
 	h.signal() // its goroutine comes to an end, and then calls finish
@@ -139,7 +152,6 @@ func (h *handshake) finish(err error) {
 	}
 	h.timer.Stop()
 	c.stage, c.tls.w.hs = nil, nil
-	c.canRead = true // there may be bytes that came with the handshake's last
 	if err == nil {
 		h.done(nil)
 		c.mark()

@@ -21,7 +21,11 @@ func (again) Temporary() bool { return true }
 
 var errAgain net.Error = again{}
 
-const cipherSize = 32 << 10
+const (
+	cipherSize = 32 << 10
+	// maxCipher bounds the records that wait for the kernel.
+	maxCipher = 4 << 20
+)
 
 // cipherPool holds the buffers into which ciphertext is read. A connection keeps one only while it has bytes in it.
 var cipherPool = sync.Pool{New: func() any { return new([cipherSize]byte) }}
@@ -77,6 +81,10 @@ func (c *Conn) readTLS() {
 	buf := c.l.Buffer()
 	s.lend()
 	for total := 0; c.wantsData() && !c.closing; {
+		if errors.Is(c.err, ErrStalled) {
+			c.finish(ErrStalled, true)
+			break
+		}
 		if total >= turnBytes {
 			c.soon()
 			break
@@ -183,6 +191,12 @@ func (w *wire) Write(p []byte) (int, error) {
 	c, rest := w.c, p
 	if c.err != nil || c.dead {
 		return 0, errors.New("connection has failed")
+	}
+	if c.out.n > maxCipher {
+		// Not our receiver's doing, which is held back by the backlog: a peer that takes nothing and goes on
+		// asking for answers that crypto/tls gives by itself (KeyUpdate, RFC 8446, 4.6.3).
+		c.writeFailed(ErrStalled)
+		return 0, ErrStalled
 	}
 	for c.out.n == 0 && !c.blocked && len(rest) > 0 {
 		n, e := sysWrite(c.fd, rest)

@@ -97,6 +97,57 @@ func TestTLSPeerClosesFirst(t *testing.T) {
 	}
 }
 
+// holder passes the ClientHello, and holds back everything else until release.
+type holder struct {
+	net.Conn
+	hello bool
+	held  []byte
+}
+
+func (h *holder) Write(p []byte) (int, error) {
+	if !h.hello {
+		h.hello = true
+		return h.Conn.Write(p)
+	}
+	h.held = append(h.held, p...)
+	return len(p), nil
+}
+
+// TestTLSReadAhead has the client's first words arrive in one piece with the last of its handshake.
+func TestTLSReadAhead(t *testing.T) {
+	l := start(t)
+	server, client := configs()
+	c, peer := accepted(t, l)
+	done := make(chan error, 1)
+	do(t, l, func() { c.StartTLS(server, func(err error) { done <- err }) })
+	h := &holder{Conn: peer}
+	tc := tls.Client(h, client)
+	if err := tc.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = tc.Write([]byte("early"))
+	_, _ = tc.Write([]byte(" words"))
+	_ = tc.CloseWrite()
+	_ = peer.SetDeadline(time.Now().Add(patience)) // crypto/tls has shortened it
+	if _, err := peer.Write(h.held); err != nil {
+		t.Fatal(err)
+	}
+	if err := recv(t, done); err != nil {
+		t.Fatal(err)
+	}
+	var p *probe
+	do(t, l, func() { p = watch(t, c) })
+	recv(t, p.eof)
+	do(t, l, func() {
+		if p.data.String() != "early words" {
+			t.Errorf("got %q", p.data.String())
+		}
+		c.Close()
+	})
+	_ = peer.Close()
+	recv(t, p.closed)
+}
+
 func TestTLSWeCloseFirst(t *testing.T) {
 	l := start(t)
 	c, tc, peer := secure(t, l)
@@ -279,6 +330,36 @@ func (s *limiter) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.active == 0 && len(s.waiting) == 0
+}
+
+// TestAbortedHandshakeLeavesTheDescriptor: after Abort, events that are already known must not start a handshake on a
+// descriptor that is about to be closed, and whose number the next connection will have.
+func TestAbortedHandshakeLeavesTheDescriptor(t *testing.T) {
+	l := start(t)
+	server, _ := configs()
+	c, peer := accepted(t, l)
+	var h *handshake
+	done := make(chan error, 1)
+	do(t, l, func() {
+		c.StartTLS(server, func(err error) { done <- err })
+		h = c.stage.(*handshake)
+		h.ready(loop.Out) // every new descriptor has this event
+		if h.begun {
+			t.Error("a handshake began although the client has sent nothing")
+		}
+		c.Abort()
+		h.ready(loop.In)
+		c.Abort()
+		if h.begun || !h.ending {
+			t.Errorf("after Abort: begun %v, ending %v", h.begun, h.ending)
+		}
+	})
+	if err := recv(t, done); !errors.Is(err, ErrAborted) {
+		t.Errorf("StartTLS = %v, want ErrAborted", err)
+	}
+	if _, err := peer.Read(make([]byte, 1)); !isReset(err) {
+		t.Errorf("peer read %v, want a reset", err)
+	}
 }
 
 // TestHandshakesWait fills the turns with clients that say too little, and one good one behind them.

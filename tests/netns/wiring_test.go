@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +58,54 @@ func rules(t *testing.T, ns *lab.Netns) (v4, v6 []netlink.Rule) {
 	return v4, v6
 }
 
+// traces is how much of the mesh there is in a pod's namespace.
+type traces struct {
+	rules, routes, listeners int
+}
+
+func tracesIn(t *testing.T, ns *lab.Netns) (found traces) {
+	t.Helper()
+	v4, v6 := rules(t, ns)
+	found.rules = len(v4) + len(v6)
+	err := ns.InNetns(func() error {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: steerTable}, netlink.RT_FILTER_TABLE)
+			if err != nil {
+				return err
+			}
+			found.routes += len(routes)
+		}
+		for _, file := range []string{"tcp", "tcp6"} {
+			sockets, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(sockets)) {
+				f := strings.Fields(line) // number, local address, remote address, state, ...
+				if len(f) > 3 && f[3] == "0A" && (strings.HasSuffix(f[1], ":3A99") || strings.HasSuffix(f[1], ":3A9E")) {
+					found.listeners++ // of ports 15001 and 15006
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// wantUntouched expects no rule, no route and no listener of the mesh in a pod.
+func wantUntouched(t *testing.T, ns *lab.Netns) {
+	t.Helper()
+	if got := tracesIn(t, ns); got != (traces{}) {
+		t.Errorf("in %s: %+v, want nothing of the mesh", ns.Path(), got)
+	}
+}
+
+// steerTable is the routing table that turns marked packets round.
+const steerTable = 100
+
 // steerMark is the mark of steered connections (datapath: rules with fwmark 0x4d1).
 const steerMark = 0x4d1
 
@@ -64,7 +114,10 @@ const steerMark = 0x4d1
 func TestChain(t *testing.T) {
 	for _, primary := range []string{lab.Bridge, lab.PTP} {
 		for name, families := range map[string]lab.Families{"v4": lab.IPv4, "v6": lab.IPv6, "dual": lab.DualStack} {
-			t.Run(primary+"/"+name, func(t *testing.T) { testChain(t, primary, families) })
+			t.Run(primary+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				testChain(t, primary, families)
+			})
 		}
 	}
 }
@@ -91,9 +144,13 @@ func testChain(t *testing.T, primary string, families lab.Families) {
 		}
 	}
 	reach(t, client, server)
+	for _, p := range []*lab.Pod{client, server} {
+		if got := steered(t, node, p); (got > 0) != (p == client) {
+			t.Errorf("%v sockets of %s steered, want those of the client", got, p)
+		}
+	}
 
 	wantCode(t, "CHECK of a pod without its rules", checkBroken(t, server.Netns, server.Check), 100, "shop/server")
-	testnet.Eventually(t, 30*time.Second, server.Check) // the agent repairs what it finds broken
 	for _, p := range []*lab.Pod{client, server} {
 		if err := p.Delete(t.Context()); err != nil {
 			t.Errorf("DEL: %v", err)
@@ -145,6 +202,33 @@ func breakRules(t *testing.T, ns *lab.Netns) {
 	}
 }
 
+// TestChainVersions runs the chain in the older versions of the specification that runtimes still use.
+func TestChainVersions(t *testing.T) {
+	n := testnet.New(t, testnet.Config{Mesh: true})
+	n.EnrolledNamespace("shop")
+	for i, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+		node := n.MeshNode("node"+strconv.Itoa(i), lab.NodeConfig{CNIVersion: version})
+		web := n.Pod(node, "shop", "web"+strconv.Itoa(i), lab.PodOptions{})
+		db := n.Pod(node, "shop", "db"+strconv.Itoa(i), lab.PodOptions{})
+		if len(web.IPs) != 2 {
+			t.Errorf("%s: addresses %v, want two", version, web.IPs)
+		}
+		if got := enrolled(t, node); len(got) != 2 {
+			t.Errorf("%s: enrolled %v, want both pods", version, got)
+		}
+		reach(t, web, db)
+		if err := web.Check(t.Context()); (err != nil) != (version == "0.3.1") { // which has no CHECK
+			t.Errorf("%s: CHECK: %v", version, err)
+		}
+		if err := web.Delete(t.Context()); err != nil {
+			t.Errorf("%s: DEL: %v", version, err)
+		}
+		if got := enrolled(t, node); len(got) != 1 {
+			t.Errorf("%s: enrolled %v after DEL", version, got)
+		}
+	}
+}
+
 // TestNotEnrolled: a pod outside the mesh, on a node with an agent, is wired by the primary plugin and left alone.
 func TestNotEnrolled(t *testing.T) {
 	n := testnet.New(t, testnet.Config{Mesh: true})
@@ -156,10 +240,11 @@ func TestNotEnrolled(t *testing.T) {
 	out := n.Pod(node, "plain", "web", lab.PodOptions{})
 	opted := n.Pod(node, "shop", "opted-out", lab.PodOptions{Labels: map[string]string{"conduit.io/mesh": "disabled"}})
 	in := n.Pod(node, "shop", "web", lab.PodOptions{})
+	if got, want := tracesIn(t, in.Netns), (traces{rules: 4, routes: 4, listeners: 4}); got != want {
+		t.Errorf("in %s: %+v, want %+v", in, got, want)
+	}
 	for _, p := range []*lab.Pod{out, opted} {
-		if v4, v6 := rules(t, p.Netns); len(v4)+len(v6) != 0 {
-			t.Errorf("rules in %s, which is not enrolled: %v %v", p, v4, v6)
-		}
+		wantUntouched(t, p.Netns)
 		if err := p.Check(t.Context()); err != nil {
 			t.Errorf("CHECK of %s: %v", p, err)
 		}
@@ -216,25 +301,56 @@ func TestUnknownPod(t *testing.T) {
 	}
 }
 
-// TestGC: pods that vanished without DEL are dropped by GC, and the others keep their wiring.
+// TestGC: what the runtime does not list is unwired, whether its namespace is gone or not and although the runtime has
+// lost its own record of it; the other pods keep their wiring.
 func TestGC(t *testing.T) {
 	n := testnet.New(t, testnet.Config{Mesh: true})
 	n.EnrolledNamespace("shop")
 	node := n.MeshNode("one", lab.NodeConfig{})
 	keep, peer := n.Pod(node, "shop", "keep", lab.PodOptions{}), n.Pod(node, "shop", "peer", lab.PodOptions{})
-	lost := n.Pod(node, "shop", "lost", lab.PodOptions{})
-	if err := lost.ForgetNetns(); err != nil {
-		t.Fatal(err)
+	stale, gone := n.Pod(node, "shop", "stale", lab.PodOptions{}), n.Pod(node, "shop", "gone", lab.PodOptions{})
+	if got := enrolled(t, node); len(got) != 4 {
+		t.Fatalf("enrolled: %v, want 4 pods", got)
+	}
+	for _, err := range []error{stale.ForgetResult(), gone.ForgetResult(), gone.ForgetNetns()} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := node.CNIGC(t.Context(), keep, peer); err != nil {
 		t.Fatalf("GC: %v", err)
 	}
+	if got := enrolled(t, node); !slices.Equal(got, []string{"shop/keep", "shop/peer"}) {
+		t.Errorf("enrolled after GC: %v", got)
+	}
+	wantUntouched(t, stale.Netns)
 	for _, p := range []*lab.Pod{keep, peer} {
 		if err := p.Check(t.Context()); err != nil {
 			t.Errorf("CHECK of %s after GC: %v", p, err)
 		}
 	}
 	reach(t, keep, peer)
+}
+
+// enrolled lists the pods that the node's kernel steers, sorted.
+func enrolled(t *testing.T, node *lab.Node) []string {
+	t.Helper()
+	pods, err := testnet.AgentPods(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.DeleteFunc(pods, func(_ string, p testnet.AgentPod) bool { return !p.Enrolled })
+	return slices.Sorted(maps.Keys(pods))
+}
+
+// TestRepair: what is broken in a running pod is repaired without anybody's help.
+func TestRepair(t *testing.T) {
+	n := testnet.New(t, testnet.Config{Mesh: true})
+	n.EnrolledNamespace("shop")
+	node := n.MeshNode("one", lab.NodeConfig{})
+	pod := n.Pod(node, "shop", "web", lab.PodOptions{})
+	wantCode(t, "CHECK of a pod without its rules", checkBroken(t, pod.Netns, pod.Check), 100)
+	testnet.Eventually(t, 30*time.Second, pod.Check)
 }
 
 // TestUninstall: nothing of agent and proxy stays in the kernel or in a pod, and traffic goes on directly.
@@ -256,10 +372,7 @@ func TestUninstall(t *testing.T) {
 	if pids, err := node.Processes(); err != nil || len(pids) != 0 {
 		t.Errorf("processes on the node: %v, %v; want none", pids, err)
 	}
-	for _, p := range []*lab.Pod{web, db} {
-		if v4, v6 := rules(t, p.Netns); len(v4)+len(v6) != 0 {
-			t.Errorf("rules in %s: %v %v", p, v4, v6)
-		}
-	}
+	wantUntouched(t, web.Netns)
+	wantUntouched(t, db.Netns)
 	reach(t, web, db)
 }

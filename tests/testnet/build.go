@@ -1,6 +1,7 @@
 package testnet
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"conduit.io/conduit/cli/lab"
 )
 
 // BinDirEnv names the environment variable with a directory of ready binaries: conduit-agent, conduit-proxy and
@@ -42,9 +45,14 @@ var built struct {
 	cniErr, cErr, tErr error
 }
 
-// Main runs a package's tests and removes what they built. TestMain passes its result to os.Exit.
+// Main runs a package's tests and removes what they built. Before, it removes what earlier test processes left that
+// were killed (a timeout of go test runs no clean-up). TestMain passes its result to os.Exit.
 func Main(m *testing.M) int {
 	flag.Parse()
+	if err := sweep(); err != nil {
+		fmt.Fprintln(os.Stderr, "remove what killed tests left:", err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "conduit-bin-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "make a directory for test binaries:", err)
@@ -53,6 +61,22 @@ func Main(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	built.dir = dir
 	return m.Run()
+}
+
+// sweep removes the labs of test processes that are gone.
+func sweep() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), namePrefix+"[0-9a-f]*", "owner"))
+	errs := []error{err}
+	for _, owner := range dirs {
+		dir := filepath.Dir(owner)
+		if !lab.Alive(dir) {
+			errs = append(errs, lab.Sweep(filepath.Base(dir), dir, lab.DefaultBPFFS))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Build returns the binaries, building them if BinDirEnv is not set. It fails t if they do not build.

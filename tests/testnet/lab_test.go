@@ -15,7 +15,12 @@ import (
 	"conduit.io/conduit/tests/testnet"
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+func TestMain(m *testing.M) {
+	if name := os.Getenv(abandonEnv); name != "" {
+		os.Exit(abandon(name))
+	}
+	os.Exit(testnet.Main(m))
+}
 
 // TestPodsReachEachOther wires pods on two nodes without the mesh, in every combination of primary plugin and
 // families, and sends a marker both across the switch and within a node.
@@ -23,6 +28,7 @@ func TestPodsReachEachOther(t *testing.T) {
 	for _, primary := range []string{lab.Bridge, lab.PTP} {
 		for name, families := range map[string]lab.Families{"v4": lab.IPv4, "v6": lab.IPv6, "dual": lab.DualStack} {
 			t.Run(primary+"/"+name, func(t *testing.T) {
+				t.Parallel()
 				testReach(t, lab.NodeConfig{Primary: primary, Families: families})
 			})
 		}

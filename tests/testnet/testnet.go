@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,7 +41,7 @@ func New(t testing.TB, cfg Config) *Net {
 		t.Skip("SKIPPED: needs root (network namespaces and BPF); run `sudo make test`")
 	}
 	bins := Build(t, cfg.Mesh)
-	name := "ct" + randomHex(4)
+	name := namePrefix + randomHex(4)
 	l, err := lab.New(lab.Config{
 		Name:       name,
 		Dir:        filepath.Join(os.TempDir(), name), // not t.TempDir: its paths are too long for Unix sockets
@@ -55,6 +56,9 @@ func New(t testing.TB, cfg Config) *Net {
 	t.Cleanup(n.cleanup)
 	return n
 }
+
+// namePrefix begins the name of every test's lab.
+const namePrefix = "ct"
 
 func randomHex(bytes int) string {
 	b := make([]byte, bytes)
@@ -140,6 +144,34 @@ func (n *Net) Pod(node *lab.Node, namespace, name string, opts lab.PodOptions) *
 		n.t.Fatal(err)
 	}
 	return p
+}
+
+// AgentPod is what an agent says of a pod; the kernel's part is read from the kernel.
+type AgentPod struct {
+	Namespace string          `json:"namespace"`
+	Name      string          `json:"name"`
+	Identity  string          `json:"identity"`
+	Netns     string          `json:"netns"`
+	Enrolled  bool            `json:"enrolled"`
+	Listeners map[string]bool `json:"listeners"`
+	Error     string          `json:"error"`
+}
+
+// AgentPods asks a node's agent what pods it knows, by NAMESPACE/NAME.
+func AgentPods(ctx context.Context, node *lab.Node) (map[string]AgentPod, error) {
+	status, body, err := node.Get(ctx, "/debug/pods")
+	if err != nil || status != 200 {
+		return nil, fmt.Errorf("ask agent of %s for its pods: status %d: %w", node.Name(), status, err)
+	}
+	var list []AgentPod
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("read the pods of %s: %w", node.Name(), err)
+	}
+	pods := map[string]AgentPod{}
+	for _, p := range list {
+		pods[p.Namespace+"/"+p.Name] = p
+	}
+	return pods, nil
 }
 
 // Eventually polls ok until it returns nil, and fails the test with its last error after the timeout.
