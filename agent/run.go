@@ -90,10 +90,15 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	defer datapath.Close()
 	keeper := identity.NewKeeper(ca, nil)
-	manager := enrol.New(enrol.Config{
+	return serve(ctx, c, log, enrol.Config{
 		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Manifests: manifests,
 		Store: attachments, Keeper: keeper, Roots: ca.Roots(), Log: log,
 	})
+}
+
+// serve takes up the node's pods, and runs every part of the agent until ctx ends.
+func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) error {
+	manager := enrol.New(parts)
 	if err := manager.Restore(); err != nil {
 		return err
 	}
@@ -102,7 +107,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	})
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: manifests, Supervisor: supervisor, Log: log,
+		Manager: manager, Manifests: parts.Manifests, Supervisor: supervisor, Log: log,
 	})
 	if err != nil {
 		return err
@@ -116,10 +121,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		func(ctx context.Context) error { supervisor.Run(ctx); return nil },
 		func(ctx context.Context) error { manager.Run(ctx); return nil },
 		func(ctx context.Context) error {
-			keeper.Run(ctx, manager.Renewed, func(err error) { log.Error("certificates not renewed; trying again", "error", err) })
+			parts.Keeper.Run(ctx, manager.Renewed, func(err error) { log.Error("certificates not renewed; trying again", "error", err) })
 			return nil
 		},
-		func(ctx context.Context) error { return manifests.Watch(ctx, manager.Kick) },
+		func(ctx context.Context) error { return parts.Manifests.Watch(ctx, manager.Kick) },
 		adminServer.Serve,
 		cni.Serve,
 	)

@@ -9,34 +9,45 @@ import (
 )
 
 // NetnsCookie is the number by which the kernel names a network namespace; it is never used again, unlike the inode.
-func NetnsCookie(netns *os.File) (uint64, error) {
-	type result struct {
-		cookie uint64
-		err    error
+func NetnsCookie(netns *os.File) (cookie uint64, err error) {
+	err = Inside(netns, func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		defer unix.Close(fd)
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read cookie of network namespace %s: %w", netns.Name(), err)
 	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread, which is now in another namespace, ends with the goroutine.
-		runtime.LockOSThread()
-		var r result
-		r.cookie, r.err = cookieInside(int(netns.Fd()))
-		done <- r
-	}()
-	r := <-done
-	if r.err != nil {
-		return 0, fmt.Errorf("read cookie of network namespace %s: %w", netns.Name(), r.err)
-	}
-	return r.cookie, nil
+	return cookie, nil
 }
 
-func cookieInside(netns int) (uint64, error) {
-	if err := unix.Setns(netns, unix.CLONE_NEWNET); err != nil {
-		return 0, fmt.Errorf("setns: %w", err)
-	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// Inside runs work on a thread that is inside netns, and waits for it. Work must not start goroutines that need the
+// namespace: they run on other threads.
+func Inside(netns *os.File, work func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- enter(netns, work) }()
+	return <-done
+}
+
+func enter(netns *os.File, work func() error) error {
+	// The thread is unlocked only after it is home again; otherwise the runtime ends it with this goroutine.
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return 0, fmt.Errorf("socket: %w", err)
+		return fmt.Errorf("enter network namespace: %w", err)
 	}
-	defer unix.Close(fd)
-	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	defer home.Close()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread() // nothing has changed
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = work()
+	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }

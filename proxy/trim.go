@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -13,20 +14,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trimAfter is when start-up is over, and what only it needed can go.
-const trimAfter = 3 * time.Second
+const (
+	// trimFirst is when start-up is over, and what only it needed can go.
+	trimFirst = 3 * time.Second
+	// trimEvery is how often what only a burst needed, handshakes above all, goes as well. The pages in constant use
+	// come back at once: some hundred page faults, well below a millisecond.
+	trimEvery = 20 * time.Second
+	// trimHeap is the heap up to which it is collected and given back entirely, which takes about a millisecond;
+	// above, the runtime's own pace is the better one.
+	trimHeap = 32 << 20
+)
 
-// trimSoon gives the memory of start-up back, once: unused heap, and the pages of the program's file that are not
-// needed any more. Those still in use come back from the page cache at their next use, without reading a disk.
-func trimSoon(l *loop.Loop) {
-	l.Post(func() {
-		l.After(trimAfter, func() {
-			go func() {
-				debug.FreeOSMemory()
-				trimText()
-			}()
-		})
-	})
+// trim gives memory back that is not in use, again and again: heap, and the pages of the program's file. Those come
+// back from the page cache when they are needed, without reading a disk.
+func trim(l *loop.Loop) { l.Post(func() { l.After(trimFirst, func() { trimAgain(l) }) }) }
+
+func trimAgain(l *loop.Loop) {
+	go func() {
+		var m runtime.MemStats
+		if runtime.ReadMemStats(&m); m.HeapSys-m.HeapReleased <= trimHeap {
+			debug.FreeOSMemory()
+		}
+		trimText()
+	}()
+	l.After(trimEvery, func() { trimAgain(l) })
 }
 
 // trimText drops the read-only mappings of the executable from this process (madvise(2), MADV_DONTNEED).

@@ -54,7 +54,7 @@ func serve(t *testing.T) (path string, h *handler, stop context.CancelFunc, done
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "cni.sock")
 	h = &handler{entered: make(chan struct{}), release: make(chan struct{})}
-	s, err := Listen(path, h, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := Listen(path, h, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close() // the file stays, as after kill -9
-	s, err := Listen(path, &handler{}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := Listen(path, &handler{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"encoding/json"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -22,7 +21,7 @@ func load(t *testing.T, yaml string) *manifest.Objects {
 	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), []byte(yaml), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s, err := manifest.Open(dir, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := manifest.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

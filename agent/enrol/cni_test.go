@@ -1,7 +1,6 @@
 package enrol
 
 import (
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -47,7 +46,7 @@ func TestPodsMustBeDescribed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), []byte(described), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	source, err := manifest.Open(dir, log)
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +108,7 @@ func TestKernelFlags(t *testing.T) {
 }
 
 func TestUnwiredRequestsAreChecked(t *testing.T) {
-	m := New(Config{Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	m := New(Config{Log: slog.New(slog.DiscardHandler)})
 	for _, r := range []podapi.Request{
 		{ContainerID: "", IfName: "eth0"},
 		{ContainerID: "a/b", IfName: "eth0"},

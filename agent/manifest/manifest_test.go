@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,7 +10,7 @@ import (
 	"time"
 )
 
-var quietLog = slog.New(slog.NewTextHandler(io.Discard, nil))
+var quietLog = slog.New(slog.DiscardHandler)
 
 func put(t *testing.T, dir, name, content string) {
 	t.Helper()
@@ -44,60 +43,61 @@ func faults(s *Source) string {
 
 const podHead = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n"
 
+var badFiles = []struct{ name, content, want string }{
+	{"unknown field", podHead + "spec:\n  containers:\n  - name: a\n    imag: x\n",
+		`f.yaml:9: spec.containers[0].imag: unknown field; did you mean "image"?`},
+	{"wrong case", podHead + "spec:\n  NodeName: n1\n", `f.yaml:7: spec.NodeName: unknown field; did you mean "nodeName"?`},
+	{"wrong type", podHead + "spec:\n  containers: yes\n", `f.yaml:7: spec.containers: want a list, got "yes"`},
+	{"number for text", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels:\n    build: 12\n",
+		`f.yaml:6: metadata.labels.build: want a string, got 12; put it in quotes`},
+	{"boolean annotation", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  annotations:\n    a.b/c: true\n",
+		`f.yaml:6: metadata.annotations["a.b/c"]: want a string, got true; put it in quotes`},
+	{"bad quantity", podHead + "spec:\n  containers:\n  - name: a\n    resources:\n      limits:\n        memory: 1x1\n",
+		`f.yaml:11: spec.containers[0].resources.limits.memory: "1x1" is not valid here: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'`},
+	{"bad time", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  deletionTimestamp: soon\n",
+		`f.yaml:5: metadata.deletionTimestamp: "soon" is not valid here: parsing time "soon" as "2006-01-02T15:04:05Z07:00": cannot parse "soon" as "2006"`},
+	{"duplicate key", podHead + "spec:\n  nodeName: a\n  nodeName: b\n",
+		`f.yaml:8: spec.nodeName: the field is there twice (first in line 7)`},
+	{"unknown kind", "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: web\n",
+		`f.yaml:2: kind: apps/v1 Deployment is not supported; ` + supported},
+	{"no kind", "metadata:\n  name: web\n", `f.yaml:1: the object has no apiVersion or no kind; ` + supported},
+	{"no name", "apiVersion: v1\nkind: Pod\nmetadata: {}\n", `f.yaml:3: metadata.name: is required`},
+	{"bad namespace name", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: Shop\n",
+		`f.yaml:4: metadata.name: "Shop": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`},
+	{"bad label value", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  labels:\n    conduit.io/mesh: on\n",
+		`f.yaml:6: metadata.labels["conduit.io/mesh"]: want enabled or disabled, got "on"`},
+	{"bad mode", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations:\n    conduit.io/mtls-mode: strict\n",
+		`f.yaml:6: metadata.annotations["conduit.io/mtls-mode"]: want PERMISSIVE or STRICT, got "strict"`},
+	{"misspelt annotation", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations:\n    conduit.io/mtls: STRICT\n",
+		`f.yaml:6: metadata.annotations["conduit.io/mtls"]: Conduit knows no such name here; it knows conduit.io/mtls-mode and conduit.io/agent-down`},
+	{"bad pod IP", podHead + "status:\n  podIP: 10.0.0.300\n", `f.yaml:7: status.podIP: "10.0.0.300" is no IP address`},
+	{"loopback pod IP", podHead + "status:\n  podIPs:\n  - ip: 127.0.0.1\n",
+		`f.yaml:8: status.podIPs[0].ip: "127.0.0.1" is no address that a pod or Service can have`},
+	{"bad port", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 70000\n",
+		`f.yaml:7: spec.ports[0].port: want a port from 1 to 65535, got 70000`},
+	{"bad target port", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 80\n    targetPort: a_b\n",
+		`f.yaml:8: spec.ports[0].targetPort: "a_b": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)`},
+	{"unnamed ports", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 80\n    name: a\n  - port: 81\n",
+		`f.yaml:9: spec.ports[1].name: is required in a Service with several ports`},
+	{"bad cluster IP", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  clusterIP: none\n",
+		`f.yaml:6: spec.clusterIP: "none" is no IP address`},
+	{"mesh policy name", "apiVersion: conduit.io/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: mine\nspec: {}\n",
+		`f.yaml:4: metadata.name: the one MeshPolicy is called "default", not "mine"`},
+	{"mesh policy mode", "apiVersion: conduit.io/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: default\nspec:\n  mtls:\n    mode: ON\n  agentDown: Maybe\n",
+		"f.yaml:7: spec.mtls.mode: want PERMISSIVE or STRICT, got \"ON\"\nf.yaml:8: spec.agentDown: want Closed or Open, got \"Maybe\""},
+	{"syntax", podHead + "spec:\n  a: [1, 2\n", `f.yaml:7: not valid YAML: did not find expected ',' or ']'`},
+	{"tab", "apiVersion: v1\nkind: Pod\n\tname: x\n", `f.yaml:3: not valid YAML: found a tab character that violates indentation`},
+	{"not an object", "- a\n- b\n", `f.yaml:1: want a Kubernetes object, got a list`},
+	{"second document", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  nam: b\n",
+		"f.yaml:9: metadata.nam: unknown field; did you mean \"name\"?"},
+	{"twice in one file", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n",
+		"f.yaml:6: Namespace a is there twice (first in line 1)"},
+	{"item of a list", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spek: {}\n",
+		`f.yaml:7: items[0].spek: unknown field`},
+}
+
 func TestBadFiles(t *testing.T) {
-	tests := []struct{ name, content, want string }{
-		{"unknown field", podHead + "spec:\n  containers:\n  - name: a\n    imag: x\n",
-			`f.yaml:9: spec.containers[0].imag: unknown field; did you mean "image"?`},
-		{"wrong case", podHead + "spec:\n  NodeName: n1\n", `f.yaml:7: spec.NodeName: unknown field; did you mean "nodeName"?`},
-		{"wrong type", podHead + "spec:\n  containers: yes\n", `f.yaml:7: spec.containers: want a list, got "yes"`},
-		{"number for text", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels:\n    build: 12\n",
-			`f.yaml:6: metadata.labels.build: want a string, got 12; put it in quotes`},
-		{"boolean annotation", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  annotations:\n    a.b/c: true\n",
-			`f.yaml:6: metadata.annotations["a.b/c"]: want a string, got true; put it in quotes`},
-		{"bad quantity", podHead + "spec:\n  containers:\n  - name: a\n    resources:\n      limits:\n        memory: 1x1\n",
-			`f.yaml:11: spec.containers[0].resources.limits.memory: "1x1" is not valid here: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'`},
-		{"bad time", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  deletionTimestamp: soon\n",
-			`f.yaml:5: metadata.deletionTimestamp: "soon" is not valid here: parsing time "soon" as "2006-01-02T15:04:05Z07:00": cannot parse "soon" as "2006"`},
-		{"duplicate key", podHead + "spec:\n  nodeName: a\n  nodeName: b\n",
-			`f.yaml:8: spec.nodeName: the field is there twice (first in line 7)`},
-		{"unknown kind", "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: web\n",
-			`f.yaml:2: kind: apps/v1 Deployment is not supported; ` + supported},
-		{"no kind", "metadata:\n  name: web\n", `f.yaml:1: the object has no apiVersion or no kind; ` + supported},
-		{"no name", "apiVersion: v1\nkind: Pod\nmetadata: {}\n", `f.yaml:3: metadata.name: is required`},
-		{"bad namespace name", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: Shop\n",
-			`f.yaml:4: metadata.name: "Shop": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`},
-		{"bad label value", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  labels:\n    conduit.io/mesh: on\n",
-			`f.yaml:6: metadata.labels["conduit.io/mesh"]: want enabled or disabled, got "on"`},
-		{"bad mode", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations:\n    conduit.io/mtls-mode: strict\n",
-			`f.yaml:6: metadata.annotations["conduit.io/mtls-mode"]: want PERMISSIVE or STRICT, got "strict"`},
-		{"misspelt annotation", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations:\n    conduit.io/mtls: STRICT\n",
-			`f.yaml:6: metadata.annotations["conduit.io/mtls"]: Conduit knows no such name here; it knows conduit.io/mtls-mode and conduit.io/agent-down`},
-		{"bad pod IP", podHead + "status:\n  podIP: 10.0.0.300\n", `f.yaml:7: status.podIP: "10.0.0.300" is no IP address`},
-		{"loopback pod IP", podHead + "status:\n  podIPs:\n  - ip: 127.0.0.1\n",
-			`f.yaml:8: status.podIPs[0].ip: "127.0.0.1" is no address that a pod or Service can have`},
-		{"bad port", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 70000\n",
-			`f.yaml:7: spec.ports[0].port: want a port from 1 to 65535, got 70000`},
-		{"bad target port", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 80\n    targetPort: a_b\n",
-			`f.yaml:8: spec.ports[0].targetPort: "a_b": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)`},
-		{"unnamed ports", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - port: 80\n    name: a\n  - port: 81\n",
-			`f.yaml:9: spec.ports[1].name: is required in a Service with several ports`},
-		{"bad cluster IP", "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  clusterIP: none\n",
-			`f.yaml:6: spec.clusterIP: "none" is no IP address`},
-		{"mesh policy name", "apiVersion: conduit.io/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: mine\nspec: {}\n",
-			`f.yaml:4: metadata.name: the one MeshPolicy is called "default", not "mine"`},
-		{"mesh policy mode", "apiVersion: conduit.io/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: default\nspec:\n  mtls:\n    mode: ON\n  agentDown: Maybe\n",
-			"f.yaml:7: spec.mtls.mode: want PERMISSIVE or STRICT, got \"ON\"\nf.yaml:8: spec.agentDown: want Closed or Open, got \"Maybe\""},
-		{"syntax", podHead + "spec:\n  a: [1, 2\n", `f.yaml:7: not valid YAML: did not find expected ',' or ']'`},
-		{"tab", "apiVersion: v1\nkind: Pod\n\tname: x\n", `f.yaml:3: not valid YAML: found a tab character that violates indentation`},
-		{"not an object", "- a\n- b\n", `f.yaml:1: want a Kubernetes object, got a list`},
-		{"second document", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  nam: b\n",
-			"f.yaml:9: metadata.nam: unknown field; did you mean \"name\"?"},
-		{"twice in one file", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n",
-			"f.yaml:6: Namespace a is there twice (first in line 1)"},
-		{"item of a list", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spek: {}\n",
-			`f.yaml:7: items[0].spek: unknown field`},
-	}
-	for _, tt := range tests {
+	for _, tt := range badFiles {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			put(t, dir, "f.yaml", tt.content)

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/loader"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,7 @@ func (l *Listeners) Close() {
 // Listen makes the four listeners in netns. The caller must Close them.
 func Listen(netns *os.File) (*Listeners, error) {
 	l := &Listeners{}
-	err := Do(netns, func() error {
+	err := loader.Inside(netns, func() error {
 		for slot := range node.Slots {
 			f, err := listen(slot)
 			switch {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,30 +76,3 @@ var host = func() (id struct {
 	id.dev, id.ino = st.Dev, st.Ino
 	return id
 }()
-
-// Do runs work on a thread that is inside netns, and waits for it. Work must not start goroutines that need the
-// namespace: they run on other threads.
-func Do(netns *os.File, work func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- enter(netns, work) }()
-	return <-done
-}
-
-func enter(netns *os.File, work func() error) error {
-	// The thread is unlocked only after it is home again; otherwise the runtime ends it with this goroutine.
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
-	}
-	defer home.Close()
-	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread() // nothing has changed
-		return fmt.Errorf("enter network namespace: %w", err)
-	}
-	err = work()
-	if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
-		runtime.UnlockOSThread()
-	}
-	return err
-}

@@ -12,6 +12,7 @@ import (
 
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/loader"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -43,7 +44,7 @@ func newNetns(t *testing.T, addrs ...string) *os.File {
 		t.Fatal(r.err)
 	}
 	t.Cleanup(func() { r.f.Close() })
-	err := Do(r.f, func() error {
+	err := loader.Inside(r.f, func() error {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}); err != nil {
 			return err
 		}
@@ -90,7 +91,7 @@ func addrs(s ...string) (out []netip.Addr) {
 
 func ruleText(t *testing.T, ns *os.File, family int) (out []string) {
 	t.Helper()
-	if err := Do(ns, func() error {
+	if err := loader.Inside(ns, func() error {
 		list, err := netlink.RuleList(family)
 		for _, r := range list {
 			if r.Priority >= 100 && r.Priority < 200 {
@@ -106,7 +107,7 @@ func ruleText(t *testing.T, ns *os.File, family int) (out []string) {
 
 func routeCount(t *testing.T, ns *os.File, family int) (n int) {
 	t.Helper()
-	if err := Do(ns, func() error {
+	if err := loader.Inside(ns, func() error {
 		list, err := tableRoutes(family)
 		n = len(list)
 		return err
@@ -156,7 +157,7 @@ func TestSetupVerifyTeardown(t *testing.T) {
 func checkSources(t *testing.T, ns *os.File) {
 	t.Helper()
 	for dst, src := range map[string]string{"192.0.2.1": "10.9.0.2", "2001:db8::1": "fd00:9::2"} {
-		err := Do(ns, func() error {
+		err := loader.Inside(ns, func() error {
 			got, err := netlink.RouteGetWithOptions(netip.MustParseAddr(dst).AsSlice(), &netlink.RouteGetOptions{Mark: kernel.Mark})
 			if err != nil {
 				return err
@@ -210,7 +211,7 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 			if err := Setup(ns, n); err != nil {
 				t.Fatal(err)
 			}
-			if err := Do(ns, tt.spoil); err != nil {
+			if err := loader.Inside(ns, tt.spoil); err != nil {
 				t.Fatal(err)
 			}
 			if err := Verify(ns, n); err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -275,7 +276,7 @@ func TestListen(t *testing.T) {
 // absent, so that every slot has a descriptor to send.
 func TestListenWithoutIPv6(t *testing.T) {
 	ns := newNetns(t)
-	if err := Do(ns, func() error {
+	if err := loader.Inside(ns, func() error {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
 	}); err != nil {
 		t.Fatal(err)
@@ -334,7 +335,7 @@ func TestDoComesHome(t *testing.T) {
 	before := inode("/proc/thread-self/ns/net")
 	for range 20 {
 		var there uint64
-		if err := Do(ns, func() error { there = inode("/proc/thread-self/ns/net"); return nil }); err != nil {
+		if err := loader.Inside(ns, func() error { there = inode("/proc/thread-self/ns/net"); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if there == before {

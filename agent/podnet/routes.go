@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/api/kernel"
+	"conduit.io/conduit/loader"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,7 +63,7 @@ func (n Net) families() []family {
 // Addresses are the global addresses in netns, those of ifname first: CNI's result first names them, but a pod may
 // have got more (several interfaces, router advertisements).
 func Addresses(netns *os.File, ifname string) (out []netip.Addr, err error) {
-	err = Do(netns, func() error {
+	err = loader.Inside(netns, func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err
@@ -99,7 +100,7 @@ func first(yes bool) int {
 
 // Setup makes what is missing in netns, and corrects what differs.
 func Setup(netns *os.File, n Net) error {
-	err := Do(netns, func() error {
+	err := loader.Inside(netns, func() error {
 		lo, dev, err := links(n.IfName)
 		if err != nil {
 			return err
@@ -194,7 +195,7 @@ func routeText(r *netlink.Route) string {
 
 // Verify reports the first thing that Setup would have to change, or nil.
 func Verify(netns *os.File, n Net) error {
-	return Do(netns, func() error {
+	return loader.Inside(netns, func() error {
 		lo, dev, err := links(n.IfName)
 		if err != nil {
 			return err
@@ -255,7 +256,7 @@ func tableRoutes(number int) ([]netlink.Route, error) {
 // Teardown removes the rules and the local routes of both families, whatever addresses they were made for. What is
 // not there is no error.
 func Teardown(netns *os.File) error {
-	err := Do(netns, func() error {
+	err := loader.Inside(netns, func() error {
 		var errs []error
 		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			errs = append(errs, teardown(number))
@@ -310,7 +311,7 @@ func unsupported(err error) bool {
 
 // Leftovers counts the rules and routes that Setup makes and that are there.
 func Leftovers(netns *os.File) (n int, err error) {
-	err = Do(netns, func() error {
+	err = loader.Inside(netns, func() error {
 		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			have, err := netlink.RuleList(number)
 			if err != nil && !unsupported(err) {

@@ -3,7 +3,6 @@ package proxylink
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -106,9 +105,14 @@ type fixture struct {
 
 func supervise(t *testing.T, runDir, binary string) *fixture {
 	t.Helper()
+	return supervisePatiently(t, runDir, binary, 0)
+}
+
+func supervisePatiently(t *testing.T, runDir, binary string, hello time.Duration) *fixture {
+	t.Helper()
 	f := &fixture{attached: make(chan *Link, 100)}
 	f.s = New(Config{
-		RunDir: runDir, Binary: binary, HelloTimeout: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		RunDir: runDir, Binary: binary, HelloTimeout: hello, Log: slog.New(slog.DiscardHandler),
 		Attach: func(_ context.Context, l *Link) error { f.attached <- l; return nil },
 		Detach: func(*Link) {},
 	})
@@ -253,7 +257,7 @@ func TestHungProxyIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := supervise(t, dir, proxyBinary(t, "good"))
+	f := supervisePatiently(t, dir, proxyBinary(t, "good"), 300*time.Millisecond)
 	if got := f.next(t).Hello().PID; got == pid {
 		t.Errorf("attached to the mute proxy %d", got)
 	}

@@ -66,7 +66,7 @@ func startProcess(ctx context.Context, program []string, place placement, pod *l
 				p.events <- e
 			}
 		}
-		cmd.Wait() //nolint:errcheck // what it wrote to its log says more
+		_ = cmd.Wait() // what it wrote to its log says more
 	}()
 	_, err = p.await(ctx, "ready", 10*time.Second)
 	return p, err

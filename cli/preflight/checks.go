@@ -119,7 +119,7 @@ func (s System) bpffs() Check {
 	return passed(d + " (" + point + ")")
 }
 
-// mounted finds where a file system of the type is mounted, or "" (proc_pid_mountinfo(5)).
+// mounted finds where a file system of the type is mounted whole, or "" (proc_pid_mountinfo(5)).
 func (s System) mounted(fstype string) (string, error) {
 	b, err := fs.ReadFile(s.Root, "proc/self/mountinfo")
 	if err != nil {
@@ -128,7 +128,7 @@ func (s System) mounted(fstype string) (string, error) {
 	for sc := bufio.NewScanner(bytes.NewReader(b)); sc.Scan(); {
 		left, right, _ := strings.Cut(sc.Text(), " - ")
 		f, kind := strings.Fields(left), strings.Fields(right)
-		if len(f) > 4 && len(kind) > 0 && kind[0] == fstype {
+		if len(f) > 4 && f[3] == "/" && len(kind) > 0 && kind[0] == fstype {
 			return f[4], nil
 		}
 	}

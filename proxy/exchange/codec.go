@@ -263,6 +263,9 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		return
 	}
 	s.Reason = reason
+	if code == 0 && s.breakOff(reason) {
+		return
+	}
 	s.finish(Ending{Reason: reason, Code: code})
 }
 

@@ -17,7 +17,7 @@ func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 	}
 	s.Reason = reason
 	rf := hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(reason)}
-	if s.Req.Major != 0 && strings.HasPrefix(s.Req.Get("content-type"), "application/grpc") {
+	if s.Req.Major != 0 && isGRPC(s.Req) {
 		s.Respond(200, []hpack.HeaderField{
 			{Name: "content-type", Value: "application/grpc"},
 			{Name: "grpc-status", Value: strconv.Itoa(GRPCStatus(reason))},
@@ -28,6 +28,24 @@ func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 	}
 	s.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: "text/plain; charset=utf-8"}, rf}, []byte(detail))
 }
+
+// breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what
+// has arrived of it. A reset would reach the application without a reason, and as an error of the protocol.
+func (s *Stream) breakOff(reason mesh.Reason) bool {
+	if s.Req.Major != 2 || !s.headSent || s.local || s.Tunnel || s.got[Up] || !isGRPC(s.Req) {
+		return false
+	}
+	s.got[Up] = true
+	s.dropUpstreamQueue()
+	s.Trailers = append(s.trailBuf[:0],
+		hpack.HeaderField{Name: "grpc-status", Value: strconv.Itoa(GRPCStatus(reason))},
+		hpack.HeaderField{Name: "grpc-message", Value: "the server ended the exchange before it was complete"},
+		hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(reason)})
+	s.Pump(Down)
+	return true
+}
+
+func isGRPC(req *Head) bool { return strings.HasPrefix(req.Get("content-type"), "application/grpc") }
 
 // GRPCStatus is the gRPC status code that stands for a reason.
 func GRPCStatus(reason mesh.Reason) int {

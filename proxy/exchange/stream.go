@@ -186,6 +186,11 @@ func (s *Stream) dropUpstream(e Ending) {
 	}
 	s.half[Up] = nil
 	u.Detach(s, e)
+	s.dropUpstreamQueue()
+}
+
+// dropUpstreamQueue throws away what was to go to an upstream that is gone.
+func (s *Stream) dropUpstreamQueue() {
 	if !s.sent[Up] {
 		n := s.q[Up].len()
 		s.q[Up].reset(s.pool)

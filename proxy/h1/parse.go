@@ -228,13 +228,9 @@ func parseFields(t string, fr *framing, internal bool, host func(string)) ([]hpa
 		if line == "" {
 			break
 		}
-		if line[0] == ' ' || line[0] == '\t' {
-			return nil, errFold
-		}
-		name, value, ok := strings.Cut(line, ":")
-		value = strings.Trim(value, " \t")
-		if !ok || !exchange.ValidName(name) || !exchange.ValidValue(value) {
-			return nil, errField
+		name, value, err := fieldLine(line)
+		if err != nil {
+			return nil, err
 		}
 		switch {
 		case host != nil && name == "host":
@@ -272,6 +268,19 @@ func parseFields(t string, fr *framing, internal bool, host func(string)) ([]hpa
 		f = append(f, hpack.HeaderField{Name: "te", Value: "trailers"})
 	}
 	return f, nil
+}
+
+// fieldLine splits a field line (RFC 9112, 5).
+func fieldLine(line string) (name, value string, err error) {
+	if line[0] == ' ' || line[0] == '\t' {
+		return "", "", errFold
+	}
+	name, value, ok := strings.Cut(line, ":")
+	value = strings.Trim(value, " \t")
+	if !ok || !exchange.ValidName(name) || !exchange.ValidValue(value) {
+		return "", "", errField
+	}
+	return name, value, nil
 }
 
 func hopField(fr *framing, named *string, name, value string) error {

@@ -138,54 +138,59 @@ func unchunk(s string) string {
 	}
 }
 
+var (
+	hostLine   = "Host: h\r\n"
+	manyFields = strings.Repeat("a: b\r\n", 300)
+)
+
+var refused = []struct {
+	name, req string
+	status    int
+}{
+	{"CL and TE", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+	{"TE and CL", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400},
+	{"two lengths", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400},
+	{"two equal lengths", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400},
+	{"length list", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 3, 3\r\n\r\nabc", 400},
+	{"signed length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: +3\r\n\r\nabc", 400},
+	{"huge length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 99999999999999999999\r\n\r\nabc", 400},
+	{"empty length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length:\r\n\r\nabc", 400},
+	{"unknown coding", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400},
+	{"hidden coding", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400},
+	{"two codings", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", 400},
+	{"coding in 1.0", "POST / HTTP/1.0\r\n" + hostLine + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
+	{"bare LF in request line", "GET / HTTP/1.1\n" + hostLine + "\r\n", 400},
+	{"bare LF in field", "GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", 400},
+	{"bare LF at end", "GET / HTTP/1.1\r\nHost: h\r\n\n", 400},
+	{"bare CR in value", "GET / HTTP/1.1\r\n" + hostLine + "X: a\rb\r\n\r\n", 400},
+	{"NUL in value", "GET / HTTP/1.1\r\n" + hostLine + "X: a\x00b\r\n\r\n", 400},
+	{"fold", "GET / HTTP/1.1\r\n" + hostLine + "X: a\r\n b\r\n\r\n", 400},
+	{"space before colon", "GET / HTTP/1.1\r\n" + hostLine + "Content-Length : 3\r\n\r\nabc", 400},
+	{"space before name", "GET / HTTP/1.1\r\n Host: h\r\n\r\n", 400},
+	{"no colon", "GET / HTTP/1.1\r\n" + hostLine + "X\r\n\r\n", 400},
+	{"empty name", "GET / HTTP/1.1\r\n" + hostLine + ": x\r\n\r\n", 400},
+	{"no host", "GET / HTTP/1.1\r\nX: y\r\n\r\n", 400},
+	{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400},
+	{"bad host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400},
+	{"user in host", "GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400},
+	{"two spaces", "GET  / HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"tab", "GET\t/ HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"no version", "GET /\r\n" + hostLine + "\r\n", 400},
+	{"trailing space", "GET / HTTP/1.1 \r\n" + hostLine + "\r\n", 400},
+	{"bad method", "G(T / HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"relative target", "GET a HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"star for GET", "GET * HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"other scheme", "GET ftp://h/ HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"CONNECT with body", "CONNECT h:1 HTTP/1.1\r\n" + hostLine + "Content-Length: 3\r\n\r\nabc", 400},
+	{"CONNECT without port", "CONNECT h HTTP/1.1\r\n" + hostLine + "\r\n", 400},
+	{"version 2", "GET / HTTP/2.0\r\n" + hostLine + "\r\n", 505},
+	{"many fields", "GET / HTTP/1.1\r\n" + hostLine + manyFields + "\r\n", 431},
+	{"large head", "GET / HTTP/1.1\r\n" + hostLine + "X: " + strings.Repeat("a", 70000) + "\r\n\r\n", 431},
+	{"endless line", strings.Repeat("a", 70000), 431},
+}
+
 func TestRefused(t *testing.T) {
-	host := "Host: h\r\n"
-	many := strings.Repeat("a: b\r\n", 300)
-	for _, tt := range []struct {
-		name, req string
-		status    int
-	}{
-		{"CL and TE", "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
-		{"TE and CL", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400},
-		{"two lengths", "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400},
-		{"two equal lengths", "POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400},
-		{"length list", "POST / HTTP/1.1\r\n" + host + "Content-Length: 3, 3\r\n\r\nabc", 400},
-		{"signed length", "POST / HTTP/1.1\r\n" + host + "Content-Length: +3\r\n\r\nabc", 400},
-		{"huge length", "POST / HTTP/1.1\r\n" + host + "Content-Length: 99999999999999999999\r\n\r\nabc", 400},
-		{"empty length", "POST / HTTP/1.1\r\n" + host + "Content-Length:\r\n\r\nabc", 400},
-		{"unknown coding", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400},
-		{"hidden coding", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400},
-		{"two codings", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", 400},
-		{"coding in 1.0", "POST / HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
-		{"bare LF in request line", "GET / HTTP/1.1\n" + host + "\r\n", 400},
-		{"bare LF in field", "GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n", 400},
-		{"bare LF at end", "GET / HTTP/1.1\r\nHost: h\r\n\n", 400},
-		{"bare CR in value", "GET / HTTP/1.1\r\n" + host + "X: a\rb\r\n\r\n", 400},
-		{"NUL in value", "GET / HTTP/1.1\r\n" + host + "X: a\x00b\r\n\r\n", 400},
-		{"fold", "GET / HTTP/1.1\r\n" + host + "X: a\r\n b\r\n\r\n", 400},
-		{"space before colon", "GET / HTTP/1.1\r\n" + host + "Content-Length : 3\r\n\r\nabc", 400},
-		{"space before name", "GET / HTTP/1.1\r\n Host: h\r\n\r\n", 400},
-		{"no colon", "GET / HTTP/1.1\r\n" + host + "X\r\n\r\n", 400},
-		{"empty name", "GET / HTTP/1.1\r\n" + host + ": x\r\n\r\n", 400},
-		{"no host", "GET / HTTP/1.1\r\nX: y\r\n\r\n", 400},
-		{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400},
-		{"bad host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400},
-		{"user in host", "GET / HTTP/1.1\r\nHost: u@h\r\n\r\n", 400},
-		{"two spaces", "GET  / HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"tab", "GET\t/ HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"no version", "GET /\r\n" + host + "\r\n", 400},
-		{"trailing space", "GET / HTTP/1.1 \r\n" + host + "\r\n", 400},
-		{"bad method", "G(T / HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"relative target", "GET a HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"star for GET", "GET * HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"other scheme", "GET ftp://h/ HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"CONNECT with body", "CONNECT h:1 HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabc", 400},
-		{"CONNECT without port", "CONNECT h HTTP/1.1\r\n" + host + "\r\n", 400},
-		{"version 2", "GET / HTTP/2.0\r\n" + host + "\r\n", 505},
-		{"many fields", "GET / HTTP/1.1\r\n" + host + many + "\r\n", 431},
-		{"large head", "GET / HTTP/1.1\r\n" + host + "X: " + strings.Repeat("a", 70000) + "\r\n\r\n", 431},
-		{"endless line", strings.Repeat("a", 70000), 431},
-	} {
+	for _, tt := range refused {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, chunk := range []int{0, 5} {
 				r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})

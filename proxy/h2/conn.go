@@ -258,6 +258,15 @@ func (c *conn) wasReset(id uint32) bool {
 	return false
 }
 
+// forget drops a stream from those that we reset.
+func (c *conn) forget(id uint32) {
+	for i, x := range c.resets {
+		if x == id {
+			c.resets[i] = 0
+		}
+	}
+}
+
 // remove takes s out of the table and gives the connection window back what s still held.
 func (c *conn) remove(s *exchange.Stream) {
 	p := s.Port(c.side)

@@ -226,22 +226,18 @@ func staticName(index byte, name string) string {
 	return name
 }
 
+// appendString writes a string literal without Huffman coding, which costs both sides more than the bytes it saves
+// (RFC 7541, 5.2).
 func appendString(b []byte, s string) []byte {
-	if n := hpack.HuffmanEncodeLength(s); n < uint64(len(s)) {
-		return hpack.AppendHuffmanString(appendInt(b, 0x80, n), s)
-	}
-	return append(appendInt(b, 0, uint64(len(s))), s...)
-}
-
-func appendInt(b []byte, top byte, n uint64) []byte {
+	n := len(s)
 	if n < 0x7f {
-		return append(b, top|byte(n))
+		return append(append(b, byte(n)), s...)
 	}
-	b = append(b, top|0x7f)
+	b = append(b, 0x7f)
 	for n -= 0x7f; n >= 0x80; n >>= 7 {
 		b = append(b, 0x80|byte(n))
 	}
-	return append(b, byte(n))
+	return append(append(b, byte(n)), s...)
 }
 
 // setPeerTable obeys the peer's SETTINGS_HEADER_TABLE_SIZE.

@@ -109,6 +109,9 @@ func (sv *Server) unknown(id uint32, typ byte) error {
 	if id&1 == 0 || id > sv.hp.lastID {
 		return fatal(codeProtocol, "frame on an idle stream")
 	}
+	if typ == frReset { // then nothing more of it is in flight
+		sv.forget(id)
+	}
 	if typ != frData || sv.wasReset(id) {
 		return nil
 	}

@@ -21,53 +21,56 @@ func raw(typ, flags byte, id uint32, p ...byte) string {
 		byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)}, p...))
 }
 
+var z4, z8 = make([]byte, 4), make([]byte, 8)
+
+var connectionErrors = []struct {
+	name string
+	in   string
+	code http2.ErrCode
+}{
+	{"DATA on 0", raw(0, 0, 0, 1), http2.ErrCodeProtocol},
+	{"DATA on idle stream", raw(0, 0, 9, 1), http2.ErrCodeProtocol},
+	{"DATA padding", raw(0, 8, 1, 5, 1, 2), http2.ErrCodeProtocol},
+	{"HEADERS on 0", raw(1, 4, 0, 0x82), http2.ErrCodeProtocol},
+	{"HEADERS on even stream", raw(1, 5, 2, 0x82, 0x84, 0x86), http2.ErrCodeProtocol},
+	{"HEADERS padding", raw(1, 0xc, 3, 200, 0x82), http2.ErrCodeProtocol},
+	{"HEADERS depends on itself", raw(1, 0x25, 3, 0, 0, 0, 3, 0, 0x82, 0x84, 0x86), http2.ErrCodeProtocol},
+	{"bad HPACK", raw(1, 5, 3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), http2.ErrCodeCompression},
+	{"HPACK index out of table", raw(1, 5, 3, 0xfe), http2.ErrCodeCompression},
+	{"interrupted block", raw(1, 1, 3, 0x82) + raw(6, 0, 0, z8...), http2.ErrCodeProtocol},
+	{"block of another stream", raw(1, 1, 3, 0x82) + raw(9, 4, 5, 0x84), http2.ErrCodeProtocol},
+	{"stray CONTINUATION", raw(9, 4, 3, 0x84), http2.ErrCodeProtocol},
+	{"many CONTINUATIONs", raw(1, 1, 3, 0x82) + strings.Repeat(raw(9, 0, 3), 20), http2.ErrCodeEnhanceYourCalm},
+	{"large block", raw(1, 1, 3, 0x82) + strings.Repeat(raw(9, 0, 3, make([]byte, 16384)...), 5), http2.ErrCodeEnhanceYourCalm},
+	{"PRIORITY on 0", raw(2, 0, 0, 0, 0, 0, 0, 0), http2.ErrCodeProtocol},
+	{"RST on 0", raw(3, 0, 0, z4...), http2.ErrCodeProtocol},
+	{"RST on idle stream", raw(3, 0, 9, z4...), http2.ErrCodeProtocol},
+	{"RST length", raw(3, 0, 1, 0), http2.ErrCodeFrameSize},
+	{"SETTINGS on stream", raw(4, 0, 1), http2.ErrCodeProtocol},
+	{"SETTINGS length", raw(4, 0, 0, 1, 2, 3), http2.ErrCodeFrameSize},
+	{"SETTINGS ack with payload", raw(4, 1, 0, 0, 1, 0, 0, 0, 0), http2.ErrCodeFrameSize},
+	{"SETTINGS push", raw(4, 0, 0, 0, 2, 0, 0, 0, 2), http2.ErrCodeProtocol},
+	{"SETTINGS window", raw(4, 0, 0, 0, 4, 0x80, 0, 0, 0), http2.ErrCodeFlowControl},
+	{"SETTINGS frame size", raw(4, 0, 0, 0, 5, 0, 0, 0x10, 0), http2.ErrCodeProtocol},
+	{"SETTINGS flood", strings.Repeat(raw(4, 0, 0), 200), http2.ErrCodeEnhanceYourCalm},
+	{"PUSH_PROMISE", raw(5, 4, 1, 0, 0, 0, 2), http2.ErrCodeProtocol},
+	{"PING on stream", raw(6, 0, 1, z8...), http2.ErrCodeProtocol},
+	{"PING length", raw(6, 0, 0, 1), http2.ErrCodeFrameSize},
+	{"PING flood", strings.Repeat(raw(6, 0, 0, z8...), 10001), http2.ErrCodeEnhanceYourCalm},
+	{"unknown flood", strings.Repeat(raw(0x42, 0, 0), 10001), http2.ErrCodeEnhanceYourCalm},
+	{"empty DATA flood", strings.Repeat(raw(0, 0, 1), 1001), http2.ErrCodeEnhanceYourCalm},
+	{"GOAWAY on stream", raw(7, 0, 1, z8...), http2.ErrCodeProtocol},
+	{"GOAWAY length", raw(7, 0, 0, 1), http2.ErrCodeFrameSize},
+	{"WINDOW_UPDATE length", raw(8, 0, 0, 1), http2.ErrCodeFrameSize},
+	{"WINDOW_UPDATE 0", raw(8, 0, 0, z4...), http2.ErrCodeProtocol},
+	{"WINDOW_UPDATE overflow", raw(8, 0, 0, 0x7f, 0xff, 0xff, 0xff), http2.ErrCodeFlowControl},
+	{"WINDOW_UPDATE on idle stream", raw(8, 0, 9, 0, 0, 0, 1), http2.ErrCodeProtocol},
+	{"frame too large", "\x00\x40\x01\x00\x00\x00\x00\x00\x01", http2.ErrCodeFrameSize},
+	{"connection window", strings.Repeat(raw(0, 0, 1, make([]byte, 16384)...), 1), 0},
+}
+
 func TestConnectionErrors(t *testing.T) {
-	z4, z8 := make([]byte, 4), make([]byte, 8)
-	for _, tt := range []struct {
-		name string
-		in   string
-		code http2.ErrCode
-	}{
-		{"DATA on 0", raw(0, 0, 0, 1), http2.ErrCodeProtocol},
-		{"DATA on idle stream", raw(0, 0, 9, 1), http2.ErrCodeProtocol},
-		{"DATA padding", raw(0, 8, 1, 5, 1, 2), http2.ErrCodeProtocol},
-		{"HEADERS on 0", raw(1, 4, 0, 0x82), http2.ErrCodeProtocol},
-		{"HEADERS on even stream", raw(1, 5, 2, 0x82, 0x84, 0x86), http2.ErrCodeProtocol},
-		{"HEADERS padding", raw(1, 0xc, 3, 200, 0x82), http2.ErrCodeProtocol},
-		{"HEADERS depends on itself", raw(1, 0x25, 3, 0, 0, 0, 3, 0, 0x82, 0x84, 0x86), http2.ErrCodeProtocol},
-		{"bad HPACK", raw(1, 5, 3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), http2.ErrCodeCompression},
-		{"HPACK index out of table", raw(1, 5, 3, 0xfe), http2.ErrCodeCompression},
-		{"interrupted block", raw(1, 1, 3, 0x82) + raw(6, 0, 0, z8...), http2.ErrCodeProtocol},
-		{"block of another stream", raw(1, 1, 3, 0x82) + raw(9, 4, 5, 0x84), http2.ErrCodeProtocol},
-		{"stray CONTINUATION", raw(9, 4, 3, 0x84), http2.ErrCodeProtocol},
-		{"many CONTINUATIONs", raw(1, 1, 3, 0x82) + strings.Repeat(raw(9, 0, 3), 20), http2.ErrCodeEnhanceYourCalm},
-		{"large block", raw(1, 1, 3, 0x82) + strings.Repeat(raw(9, 0, 3, make([]byte, 16384)...), 5), http2.ErrCodeEnhanceYourCalm},
-		{"PRIORITY on 0", raw(2, 0, 0, 0, 0, 0, 0, 0), http2.ErrCodeProtocol},
-		{"RST on 0", raw(3, 0, 0, z4...), http2.ErrCodeProtocol},
-		{"RST on idle stream", raw(3, 0, 9, z4...), http2.ErrCodeProtocol},
-		{"RST length", raw(3, 0, 1, 0), http2.ErrCodeFrameSize},
-		{"SETTINGS on stream", raw(4, 0, 1), http2.ErrCodeProtocol},
-		{"SETTINGS length", raw(4, 0, 0, 1, 2, 3), http2.ErrCodeFrameSize},
-		{"SETTINGS ack with payload", raw(4, 1, 0, 0, 1, 0, 0, 0, 0), http2.ErrCodeFrameSize},
-		{"SETTINGS push", raw(4, 0, 0, 0, 2, 0, 0, 0, 2), http2.ErrCodeProtocol},
-		{"SETTINGS window", raw(4, 0, 0, 0, 4, 0x80, 0, 0, 0), http2.ErrCodeFlowControl},
-		{"SETTINGS frame size", raw(4, 0, 0, 0, 5, 0, 0, 0x10, 0), http2.ErrCodeProtocol},
-		{"SETTINGS flood", strings.Repeat(raw(4, 0, 0), 200), http2.ErrCodeEnhanceYourCalm},
-		{"PUSH_PROMISE", raw(5, 4, 1, 0, 0, 0, 2), http2.ErrCodeProtocol},
-		{"PING on stream", raw(6, 0, 1, z8...), http2.ErrCodeProtocol},
-		{"PING length", raw(6, 0, 0, 1), http2.ErrCodeFrameSize},
-		{"PING flood", strings.Repeat(raw(6, 0, 0, z8...), 10001), http2.ErrCodeEnhanceYourCalm},
-		{"unknown flood", strings.Repeat(raw(0x42, 0, 0), 10001), http2.ErrCodeEnhanceYourCalm},
-		{"empty DATA flood", strings.Repeat(raw(0, 0, 1), 1001), http2.ErrCodeEnhanceYourCalm},
-		{"GOAWAY on stream", raw(7, 0, 1, z8...), http2.ErrCodeProtocol},
-		{"GOAWAY length", raw(7, 0, 0, 1), http2.ErrCodeFrameSize},
-		{"WINDOW_UPDATE length", raw(8, 0, 0, 1), http2.ErrCodeFrameSize},
-		{"WINDOW_UPDATE 0", raw(8, 0, 0, z4...), http2.ErrCodeProtocol},
-		{"WINDOW_UPDATE overflow", raw(8, 0, 0, 0x7f, 0xff, 0xff, 0xff), http2.ErrCodeFlowControl},
-		{"WINDOW_UPDATE on idle stream", raw(8, 0, 9, 0, 0, 0, 1), http2.ErrCodeProtocol},
-		{"frame too large", "\x00\x40\x01\x00\x00\x00\x00\x00\x01", http2.ErrCodeFrameSize},
-		{"connection window", strings.Repeat(raw(0, 0, 1, make([]byte, 16384)...), 1), 0},
-	} {
+	for _, tt := range connectionErrors {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, chunk := range []int{0, 13} {
 				r := newRig(false)

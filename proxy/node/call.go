@@ -231,7 +231,7 @@ func (c *call) requestDone() {
 	reason := s.Reason
 	ok := reason == mesh.ReasonNone && s.Res != nil && s.Res.Status < 500
 	if c.linked && s.Res != nil && reason == mesh.ReasonNone {
-		if r := mesh.Reason(s.Res.Get(mesh.ReasonHeader)); r != "" {
+		if r := reasonOf(s); r != "" {
 			reason, ok = r, false
 		}
 	}
@@ -239,6 +239,16 @@ func (c *call) requestDone() {
 		ok = grpcOK(s)
 	}
 	c.requests.Ended(time.Duration(s.End-s.Start), ok, reason)
+}
+
+// reasonOf is another proxy's reason: in its response, or in trailers if the response had begun when it failed.
+func reasonOf(s *exchange.Stream) mesh.Reason {
+	for i := range s.Trailers {
+		if s.Trailers[i].Name == mesh.ReasonHeader {
+			return mesh.Reason(s.Trailers[i].Value)
+		}
+	}
+	return mesh.Reason(s.Res.Get(mesh.ReasonHeader))
 }
 
 func grpcOK(s *exchange.Stream) bool {

@@ -27,6 +27,17 @@ type call struct {
 	grpc     bool
 	tunnel   bool
 	counted  bool // a tunnel, counted as open
+	next     *call
+}
+
+func (s *Server) newCall() *call {
+	c := s.free
+	if c == nil {
+		return &call{}
+	}
+	s.free = c.next
+	*c = call{}
+	return c
 }
 
 // open counts a tunnel, once it is certain to be one.
@@ -39,7 +50,8 @@ func (c *call) open() {
 
 // Request implements exchange.Handler.
 func (h handler) Request(s *exchange.Stream) {
-	c := &call{tunnel: s.Req.Major == 0}
+	c := h.l.srv.newCall()
+	c.tunnel = s.Req.Major == 0
 	s.Ctx = c
 	conn := s.Conn.(*conn)
 	switch {
@@ -218,6 +230,12 @@ func (h handler) Lost(s *exchange.Stream, _ mesh.Reason) bool {
 // Done implements exchange.Handler.
 func (h handler) Done(s *exchange.Stream) {
 	c := s.Ctx.(*call)
+	s.Ctx = nil
+	h.end(s, c)
+	c.next, h.l.srv.free = h.l.srv.free, c
+}
+
+func (h handler) end(s *exchange.Stream, c *call) {
 	if c.ticket != nil {
 		c.ticket.Cancel()
 	}

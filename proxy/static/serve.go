@@ -39,6 +39,7 @@ type Server struct {
 	set     *meter.Set
 	streams *exchange.Pool
 	fronts  []*listener
+	free    *call
 	ready   atomic.Bool
 }
 

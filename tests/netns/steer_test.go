@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,7 +83,7 @@ func (s *steering) awaitServices(t *testing.T) (connections int) {
 		for _, c := range courses {
 			testnet.Eventually(t, 15*time.Second, func(context.Context) error {
 				connections++
-				v := &visit{from: s.client, course: c, token: "awaited"}
+				v := &visit{from: s.client, course: c, token: "awaited", limit: time.Second}
 				defer v.end()
 				return errors.Join(v.begin(netip.AddrPort{}), v.talk())
 			})
@@ -97,6 +98,7 @@ type visit struct {
 	course course
 	token  string
 	reset  bool
+	limit  time.Duration // of the whole visit; 0: visitTimeout
 	sock   *rawSocket
 }
 
@@ -118,7 +120,7 @@ func (v *visit) begin(source netip.AddrPort) (err error) {
 			return err
 		}
 	}
-	return v.sock.connectLater(v.course.dial, visitTimeout)
+	return v.sock.connectLater(v.course.dial, cmp.Or(v.limit, visitTimeout))
 }
 
 // talk exchanges the token, and compares what both ends see.
@@ -167,7 +169,7 @@ func TestSteering(t *testing.T) {
 	s := newSteering(t)
 	made := s.awaitServices(t)
 	before := s.carried(t)
-	total := 0
+	total, far := 0, 0
 	for _, load := range []struct {
 		name   string
 		family int
@@ -179,7 +181,7 @@ func TestSteering(t *testing.T) {
 		{"v4/shared source port", unix.AF_INET, 8000, true},
 		{"v6/shared source port", unix.AF_INET6, 4000, true},
 	} {
-		t.Run(load.name, func(t *testing.T) { s.load(t, load.family, load.n, load.shared) })
+		t.Run(load.name, func(t *testing.T) { far += s.load(t, load.family, load.n, load.shared) })
 		total += load.n
 	}
 	if got := steered(t, s.one, s.client); int(got) != made+total {
@@ -189,7 +191,7 @@ func TestSteering(t *testing.T) {
 		wantNoFault(t, p)
 	}
 	after := s.carried(t)
-	for tls, want := range map[string]int{"mtls": total / 2, "local": total / 2, "none": 0} {
+	for tls, want := range map[string]int{"mtls": far, "local": total - far, "none": 0} {
 		if got := after[tls] - before[tls]; got != want {
 			t.Errorf("%d connections were carried with tls=%s, want %d", got, tls, want)
 		}
@@ -225,8 +227,8 @@ func (s *steering) carried(t *testing.T) map[string]int {
 const crowd = 200
 
 // load makes n connections. With a shared source port the connections of a batch, one for each course, are bound to the
-// same address and port, and are open at the same time.
-func (s *steering) load(t *testing.T, family, n int, shared bool) {
+// same address and port, and are open at the same time. It returns how many went to the other node.
+func (s *steering) load(t *testing.T, family, n int, shared bool) (far int) {
 	courses := s.courses[family]
 	batch, workers := 1, crowd
 	if shared {
@@ -260,10 +262,16 @@ func (s *steering) load(t *testing.T, family, n int, shared bool) {
 		})
 	}
 	wg.Wait()
+	for i := range n {
+		if courses[i%len(courses)].name == s.far.PodName {
+			far++
+		}
+	}
 	t.Logf("%d connections in %v: %d errors, %d misrouted", n, time.Since(start).Round(time.Millisecond), all.errors, all.misrouted)
 	if all.done != n || all.errors+all.misrouted != 0 {
 		t.Errorf("%d of %d connections made, %d errors, %d misrouted; want all, and none", all.done, n, all.errors, all.misrouted)
 	}
+	return far
 }
 
 func (s *steering) source(family int) netip.Addr {

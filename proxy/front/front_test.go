@@ -1,0 +1,163 @@
+package front
+
+import (
+	"testing"
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/exchange/exchangetest"
+	"conduit.io/conduit/proxy/flow/flowtest"
+	"conduit.io/conduit/proxy/opaque"
+)
+
+// rig is a connection on its way to a codec; opaque streams go to server, requests are recorded.
+type rig struct {
+	n      *flowtest.Net
+	client *exchangetest.Peer
+	server *exchangetest.Peer
+	f      *Front
+	seen   []int // Major of each stream
+	chosen []mesh.Protocol
+	closed int
+}
+
+func start(o Options) *rig {
+	r := &rig{n: flowtest.New()}
+	a, b := r.n.Pair()
+	r.client = exchangetest.NewPeer(a)
+	o.Handler = &exchangetest.Handler{OnRequest: func(s *exchange.Stream) {
+		r.seen = append(r.seen, s.Req.Major)
+		if s.Req.Major != 0 {
+			s.Respond(200, nil, []byte("answer"))
+			return
+		}
+		x, y := r.n.Pair()
+		r.server = exchangetest.NewPeer(x)
+		s.Forward(opaque.NewClient(y, exchange.ClientOptions{Clock: r.n}), nil)
+	}}
+	o.Server = exchange.ServerOptions{Clock: r.n, OnClose: func(error) { r.closed++ }}
+	o.Request = &exchange.Head{Method: "CONNECT"}
+	o.Chosen = func(p mesh.Protocol) { r.chosen = append(r.chosen, p) }
+	r.f = Serve(b, o)
+	return r
+}
+
+const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+func (r *rig) last() mesh.Protocol {
+	if len(r.chosen) == 0 {
+		return ""
+	}
+	return r.chosen[len(r.chosen)-1]
+}
+
+func TestBytesThatAreThereDecide(t *testing.T) {
+	for in, want := range map[string]mesh.Protocol{
+		request: mesh.HTTP1, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": mesh.HTTP2, "\x16\x03\x01": mesh.Opaque,
+	} {
+		r := start(Options{Wait: time.Second})
+		r.client.Send(in)
+		r.n.Run()
+		if r.last() != want || r.f.Undecided() {
+			t.Errorf("%q: chose %v", in, r.chosen)
+		}
+		if want != mesh.Opaque && r.server != nil {
+			t.Errorf("%q: an opaque stream was opened", in)
+		}
+	}
+}
+
+func TestSilenceOpensAStreamAtOnce(t *testing.T) {
+	r := start(Options{})
+	r.n.Advance(0)
+	r.n.Advance(0)
+	if r.server == nil || !r.f.Undecided() {
+		t.Fatal("no opaque stream while nobody speaks")
+	}
+	r.client.Send(request)
+	r.n.Run()
+	if r.last() != mesh.HTTP1 || len(r.seen) != 2 || r.client.Got.Len() == 0 {
+		t.Errorf("chose %v, streams %v, client got %q", r.chosen, r.seen, r.client.Got.String())
+	}
+	if r.server.Got.Len() != 0 || !r.server.HadEOF && !r.server.Ended {
+		t.Errorf("the unused stream: %q", r.server.Got.String())
+	}
+}
+
+func TestServerFirstDecides(t *testing.T) {
+	r := start(Options{})
+	r.n.Advance(0)
+	r.n.Advance(0)
+	r.server.Send("220 ready\r\n")
+	r.n.Run()
+	r.client.Send(request) // bytes now, whatever they look like
+	r.n.Run()
+	if r.f.Undecided() || r.server.Got.String() != request || r.client.Got.String() != "220 ready\r\n" || len(r.seen) != 1 {
+		t.Errorf("server got %q, streams %v", r.server.Got.String(), r.seen)
+	}
+}
+
+func TestWaitForAKnownClient(t *testing.T) {
+	r := start(Options{Wait: 50 * time.Millisecond})
+	r.n.Advance(49 * time.Millisecond)
+	if r.server != nil {
+		t.Fatal("did not wait")
+	}
+	r.n.Advance(time.Millisecond)
+	r.n.Advance(0)
+	if r.server == nil {
+		t.Error("waited too long")
+	}
+}
+
+func TestClientFirstIsWaitedForWithoutEnd(t *testing.T) {
+	r := start(Options{ClientFirst: true})
+	r.n.Advance(time.Hour)
+	r.client.Send("GE")
+	r.n.Advance(time.Hour)
+	if len(r.seen) != 0 {
+		t.Fatal("a stream was opened before the client had finished a word")
+	}
+	r.client.Send(request[2:])
+	r.n.Run()
+	if r.last() != mesh.HTTP1 {
+		t.Errorf("chose %v", r.chosen)
+	}
+	r = start(Options{ClientFirst: true})
+	r.client.Send("\x16\x03\x01hello")
+	r.n.Run()
+	if r.last() != mesh.Opaque || r.server.Got.String() != "\x16\x03\x01hello" {
+		t.Errorf("TLS where HTTP was declared: chose %v", r.chosen)
+	}
+}
+
+func TestIndecisionEnds(t *testing.T) {
+	for _, wait := range []time.Duration{0, time.Second} {
+		r := start(Options{Wait: wait})
+		r.n.Advance(0)
+		r.n.Advance(0)
+		r.client.Send("PING")
+		r.n.Run()
+		r.n.Advance(undecided)
+		if r.last() != mesh.Opaque || r.server == nil || r.server.Got.String() != "PING" {
+			t.Errorf("wait %v: chose %v", wait, r.chosen)
+		}
+	}
+}
+
+func TestClientLeavesWithoutAWord(t *testing.T) {
+	r := start(Options{Wait: time.Second})
+	r.client.C.Abort()
+	r.n.Run()
+	r.n.Advance(time.Minute)
+	if r.closed != 1 || len(r.seen) != 0 {
+		t.Errorf("closed %d times, streams %v", r.closed, r.seen)
+	}
+	r = start(Options{Wait: time.Second}) // a FIN alone may be a client that only listens
+	r.client.C.CloseWrite()
+	r.n.Run()
+	if r.server == nil || !r.server.HadEOF {
+		t.Error("a half-closed connection was not carried on")
+	}
+}

@@ -1,0 +1,93 @@
+package h1
+
+import (
+	"errors"
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+)
+
+// idle closes a connection that has had no request for long.
+func (sv *Server) idle() {
+	sv.idleTimer = nil
+	if sv.state == stOver {
+		return
+	}
+	rest := IdleTimeout - time.Duration(sv.o.Clock.Now()-sv.lastUse)
+	if sv.s == nil && sv.state == stHead && rest <= 0 {
+		sv.shut()
+		return
+	}
+	sv.idleTimer = sv.o.Clock.After(max(rest, IdleTimeout/4), sv.idle)
+}
+
+// timeHead runs the timer of a head that has begun and not ended.
+func (sv *Server) timeHead() {
+	partial := sv.state == stHead && len(sv.in) > 0 && !sv.stalled
+	switch {
+	case partial && sv.headTimer == nil:
+		sv.headTimer = sv.o.Clock.After(HeadTimeout, func() {
+			sv.headTimer = nil
+			if sv.state == stHead {
+				sv.refuse(408, mesh.ReasonTimeout, "the request head took too long")
+				sv.update()
+			}
+		})
+	case !partial && sv.headTimer != nil:
+		sv.headTimer.Stop()
+		sv.headTimer = nil
+	}
+}
+
+// bad answers a request that cannot be understood.
+func (sv *Server) bad(err error) {
+	status, reason := 400, mesh.ReasonBadRequest
+	switch {
+	case errors.Is(err, errTooLarge):
+		status, reason = 431, mesh.ReasonTooLarge
+	case errors.Is(err, errVersion):
+		status = 505
+	}
+	if sv.o.OnViolation != nil {
+		sv.o.OnViolation(reason, err.Error())
+	}
+	sv.refuse(status, reason, err.Error())
+}
+
+// refuse answers without a stream and ends the connection. A stream whose request turned out bad is aborted.
+func (sv *Server) refuse(status int, reason mesh.Reason, text string) {
+	started := sv.out.mode != modeNone
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, reason, 0, false)
+		if started {
+			sv.state = stOver
+			sv.c.Abort()
+			return
+		}
+	}
+	b := appendStatus(sv.o.Pool.Bytes[:0], status)
+	b = append(b, "content-type: text/plain; charset=utf-8\r\nconnection: close\r\n"...)
+	b = appendField(b, mesh.ReasonHeader, string(reason))
+	b = appendField(b, "content-length", itoa(len(text)))
+	b = append(append(b, "\r\n"...), text...)
+	sv.o.Pool.Bytes = b
+	sv.c.Write(b)
+	sv.linger()
+}
+
+// linger ends the connection without losing what was just written: a close with unread input would be a reset.
+func (sv *Server) linger() {
+	if sv.eof {
+		sv.shut()
+		return
+	}
+	sv.state = stLinger
+	sv.c.CloseWrite()
+	sv.lingerTimer = sv.o.Clock.After(lingerTimeout, func() {
+		if sv.state == stLinger {
+			sv.shut()
+		}
+	})
+}

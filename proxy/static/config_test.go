@@ -1,0 +1,75 @@
+package static
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"conduit.io/conduit/mesh"
+)
+
+func TestParseDefaults(t *testing.T) {
+	c, err := Parse([]byte(`{"listeners":[{"address":"127.0.0.1:8000","upstream":"[::1]:9000"},
+		{"address":"0.0.0.0:1","upstream":"127.0.0.1:2","protocol":"opaque","upstream_protocol":"http2"}],"admin":"127.0.0.1:4191"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := c.Listeners[0], c.Listeners[1]
+	if a.Protocol != mesh.Detect || a.UpstreamProtocol != mesh.Detect || a.TLS != nil || a.UpstreamTLS != nil || a.Upstream.String() != "[::1]:9000" {
+		t.Errorf("%+v", a)
+	}
+	if b.Protocol != mesh.Opaque || b.UpstreamProtocol != mesh.HTTP2 || c.Admin.Port() != 4191 {
+		t.Errorf("%+v, admin %v", b, c.Admin)
+	}
+}
+
+func TestParseErrorsNameTheField(t *testing.T) {
+	dir := t.TempDir()
+	junk := filepath.Join(dir, "junk.pem")
+	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	listener := func(more string) string {
+		return `{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"` + more + `}]}`
+	}
+	for _, c := range []struct{ name, in, want string }{
+		{"syntax", "{\n  \"listeners\": [}\n", "line 2, column"},
+		{"not an object", `[]`, "want an object"},
+		{"empty", `{}`, "listeners: at least one"},
+		{"unknown field", `{"listners":[]}`, "listners: unknown field"},
+		{"listeners not an array", `{"listeners":{}}`, "listeners: want an array"},
+		{"listener not an object", `{"listeners":[1]}`, "listeners[0]: want an object"},
+		{"no address", `{"listeners":[{"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: is missing"},
+		{"second listener", `{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"},{"address":"127.0.0.1:3"}]}`, "listeners[1].upstream: is missing"},
+		{"host name", `{"listeners":[{"address":"localhost:1","upstream":"127.0.0.1:2"}]}`, `listeners[0].address: "localhost:1" is not`},
+		{"number", `{"listeners":[{"address":5,"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: want a string"},
+		{"protocol", listener(`,"protocol":"http3"`), `listeners[0].protocol: "http3" is not one of detect, http1`},
+		{"upstream protocol", listener(`,"upstream_protocol":"opaque"`), "listeners[0].upstream_protocol"},
+		{"admin", `{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"}],"admin":"x"}`, `admin: "x" is not`},
+		{"tls without cert", listener(`,"tls":{}`), "listeners[0].tls.cert: is missing"},
+		{"tls without key", listener(fmt.Sprintf(`,"tls":{"cert":%q}`, junk)), "listeners[0].tls.key: is missing"},
+		{"tls file missing", listener(`,"tls":{"cert":"/nonexistent.pem"}`), "listeners[0].tls.cert: open /nonexistent.pem"},
+		{"tls junk", listener(fmt.Sprintf(`,"tls":{"cert":%q,"key":%q}`, junk, junk)), "listeners[0].tls: tls: read certificate"},
+		{"tls server_id", listener(`,"tls":{"server_id":"x"}`), "listeners[0].tls.server_id: unknown field"},
+		{"upstream_tls without ca", listener(`,"upstream_tls":{}`), "listeners[0].upstream_tls.ca: is missing"},
+		{"upstream_tls key alone", listener(fmt.Sprintf(`,"upstream_tls":{"key":%q,"ca":%q}`, junk, junk)), "listeners[0].upstream_tls.cert: is missing"},
+		{"server_id", listener(fmt.Sprintf(`,"upstream_tls":{"ca":%q,"server_id":"spiffe://x"}`, junk)), "listeners[0].upstream_tls.server_id"},
+		{"junk ca", listener(fmt.Sprintf(`,"upstream_tls":{"ca":%q}`, junk)), "listeners[0].upstream_tls: "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Parse([]byte(c.in))
+			if err == nil || !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q in it", err, c.want)
+			}
+		})
+	}
+}
+
+func TestLoadMissingFile(t *testing.T) {
+	if _, err := Load("/nonexistent.json"); !errors.Is(err, ErrConfig) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,316 @@
+package netns_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"conduit.io/conduit/cli/lab"
+	"conduit.io/conduit/tests/testnet"
+)
+
+// secret is in everything that the enrolled clients of TestNothingEscapes say, and nowhere else.
+const secret = "enrolled-pods-say-this"
+
+// trick is a way to make a connection that a mesh might not notice.
+type trick struct {
+	name   string
+	proto  int
+	mapped bool // to IPv4 by an IPv6 socket
+	// prepare is called before the connection is made.
+	prepare func(s *rawSocket, p *lab.Pod, to netip.AddrPort) error
+	// connect makes the connection; nil for a blocking connect(2). It may say the token on the way, and reports it.
+	connect func(s *rawSocket, to netip.AddrPort, token string) (said bool, err error)
+	// loopback: the client's address is not the pod's, so the server does not see what getsockname says.
+	loopback bool
+	early    bool // the SYN carries data, if the kernel may
+}
+
+// outsiderSays is in what a pod outside the mesh says.
+const outsiderSays = "the-outsider-says-this"
+
+const trickTimeout = 10 * time.Second
+
+func setting(level, option, value int) func(*rawSocket, *lab.Pod, netip.AddrPort) error {
+	return func(s *rawSocket, _ *lab.Pod, _ netip.AddrPort) error {
+		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, level, option, value))
+	}
+}
+
+func device(name string) func(*rawSocket, *lab.Pod, netip.AddrPort) error {
+	return func(s *rawSocket, _ *lab.Pod, _ netip.AddrPort) error {
+		return os.NewSyscallError("setsockopt", unix.SetsockoptString(s.fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, name))
+	}
+}
+
+func bindPod(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
+	ip := p.IP(lab.IPv6)
+	if to.Addr().Is4() {
+		ip = p.IP(lab.IPv4)
+	}
+	return s.bind(netip.AddrPortFrom(ip, 0))
+}
+
+func bindLoopback(s *rawSocket, _ *lab.Pod, to netip.AddrPort) error {
+	if to.Addr().Is4() {
+		return s.bind(netip.MustParseAddrPort("127.0.0.1:0"))
+	}
+	return s.bind(netip.MustParseAddrPort("[::1]:0"))
+}
+
+func all(fs ...func(*rawSocket, *lab.Pod, netip.AddrPort) error) func(*rawSocket, *lab.Pod, netip.AddrPort) error {
+	return func(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
+		for _, f := range fs {
+			if err := f(s, p, to); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// reused connects the socket to a port of its own pod first, which the mesh leaves alone, and dissolves that.
+func reused(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
+	ip := p.IP(lab.IPv6)
+	if to.Addr().Is4() {
+		ip = p.IP(lab.IPv4)
+	}
+	if err := unix.Connect(s.fd, s.sockaddr(netip.AddrPortFrom(ip, ownPort))); err != nil {
+		return os.NewSyscallError("connect to the pod itself", err)
+	}
+	var unspecified [16]byte // AF_UNSPEC dissolves an association: connect(2)
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(s.fd), uintptr(unsafe.Pointer(&unspecified)), 16); errno != 0 {
+		return os.NewSyscallError("disconnect", errno)
+	}
+	return nil
+}
+
+func later(s *rawSocket, to netip.AddrPort, _ string) (bool, error) {
+	if err := s.connectLater(to, trickTimeout); err != nil {
+		return false, err
+	}
+	return false, s.await()
+}
+
+// fastOpen is sendto(2) with MSG_FASTOPEN: connect and write in one.
+func fastOpen(s *rawSocket, to netip.AddrPort, token string) (bool, error) {
+	if err := unix.Sendto(s.fd, []byte(token+"\n"), unix.MSG_FASTOPEN, s.sockaddr(to)); err != nil {
+		return false, os.NewSyscallError("sendto", err)
+	}
+	return true, s.begun(trickTimeout)
+}
+
+var tricks = []trick{
+	{name: "plain"},
+	{name: "non-blocking", connect: later},
+	{name: "v4-mapped", mapped: true},
+	{name: "v4-mapped non-blocking", mapped: true, connect: later},
+	{name: "mptcp", proto: unix.IPPROTO_MPTCP},
+	{name: "mptcp v4-mapped", proto: unix.IPPROTO_MPTCP, mapped: true},
+	{name: "mptcp fast open", proto: unix.IPPROTO_MPTCP, connect: fastOpen},
+	{name: "fast open", connect: fastOpen, early: true},
+	{name: "fast open again", connect: fastOpen, early: true},
+	{name: "fast open connect", prepare: setting(unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1), connect: deferred, early: true},
+	{name: "bound to eth0", prepare: device("eth0")},
+	{name: "bound to eth0 fast open", prepare: device("eth0"), connect: fastOpen, early: true},
+	{name: "bound to eth0 v4-mapped", mapped: true, prepare: device("eth0"), connect: later},
+	{name: "bound to lo", prepare: device("lo")},
+	{name: "mark", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, 0x111)},
+	{name: "mark of the mesh", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, steerMark)},
+	{name: "mark zero", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, 0)},
+	{name: "bound to the pod address", prepare: bindPod},
+	{name: "bound to loopback", prepare: bindLoopback, loopback: true},
+	{name: "not routed", prepare: setting(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1)},
+	{name: "everything at once", prepare: all(bindPod, device("eth0"), setting(unix.SOL_SOCKET, unix.SO_MARK, 0x222)), connect: later},
+	{name: "reused socket", prepare: reused},
+	{name: "reused socket with mark", prepare: all(reused, setting(unix.SOL_SOCKET, unix.SO_MARK, 7)), connect: fastOpen},
+}
+
+// deferred connects with TCP_FASTOPEN_CONNECT: the SYN leaves with the first bytes that are written.
+func deferred(s *rawSocket, to netip.AddrPort, token string) (bool, error) {
+	if err := s.connectBlocking(to, trickTimeout); err != nil {
+		return false, err
+	}
+	_, err := s.WriteString(token + "\n")
+	return true, err
+}
+
+// ownPort is where the clients of TestNothingEscapes serve themselves.
+const ownPort = 8200
+
+// TestNothingEscapes connects in every way that is known to get round a mesh. Each connection must be steered, reach its
+// server by mTLS, and show nothing of what it says on the wire between the nodes.
+func TestNothingEscapes(t *testing.T) {
+	s := newSteering(t)
+	if err := s.WriteNamespace("plain", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	outsider := s.Pod(s.one, "plain", "outsider", lab.PodOptions{})
+	keen := s.keen(t)
+	s.awaitServices(t)
+	capture, err := s.Switch().Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var far []course
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		for _, c := range s.courses[family] {
+			if c.local.Addr() == c.dial.Addr() { // the outsider knows no Services
+				s.control(t, outsider, c)
+			}
+			if c.name == "far" && c.local.Port() == rawPort {
+				far = append(far, c)
+			}
+		}
+	}
+	for _, p := range []*lab.Pod{s.client, keen} {
+		witness(t, p, ownPort, false, "tcp")
+		for _, k := range tricks {
+			t.Run(p.PodName+"/"+k.name, func(t *testing.T) {
+				for _, c := range far {
+					if c.dial.Addr().Is4() || !k.mapped {
+						s.try(t, p, &k, c)
+					}
+				}
+			})
+		}
+	}
+	if err := capture.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if flows := capture.Find([]byte(secret)); len(flows) != 0 {
+		t.Errorf("what enrolled pods said is on the wire: %v", flows)
+	}
+	if flows := capture.Find([]byte(outsiderSays)); len(flows) != 12 {
+		t.Errorf("what the outsider said is on the wire in %v, want both directions of 6 connections", flows)
+	}
+	for _, p := range s.Pods() {
+		wantNoFault(t, p)
+	}
+}
+
+// keen is a client whose kernel sends data in the first SYN without having a cookie, and whose listeners accept that:
+// those of the mesh too, for they are made after the setting.
+func (s *steering) keen(t *testing.T) *lab.Pod {
+	t.Helper()
+	if err := s.WriteNamespace("late", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	p := s.Pod(s.one, "late", "keen", lab.PodOptions{ServiceAccount: "keen"})
+	if err := p.InNetns(func() error {
+		// ip-sysctl.rst: client, server, data without a cookie on either side, for every listener.
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("1543"), 0) // 0x607
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.EnrolledNamespace("late")
+	testnet.Eventually(t, 15*time.Second, func(context.Context) error {
+		if !slices.Contains(enrolled(t, s.one), p.String()) {
+			return errors.New("not enrolled yet")
+		}
+		return nil
+	})
+	return p
+}
+
+// control lets the outsider speak to a server.
+func (s *steering) control(t *testing.T, from *lab.Pod, c course) {
+	t.Helper()
+	v := &visit{from: from, course: c, token: outsiderSays}
+	if err := errors.Join(v.begin(netip.AddrPort{}), v.talk(), v.end()); err != nil {
+		t.Errorf("outsider to %s: %v", c.dial, err)
+	}
+}
+
+// try makes one connection of p, and looks at what became of it.
+func (s *steering) try(t *testing.T, p *lab.Pod, k *trick, c course) {
+	t.Helper()
+	before, carried := steered(t, p.Node, p), meshed(t, p)
+	saw, local, err := k.do(t, p, c)
+	want := sighting{name: c.name, accepted: local, peer: local, local: c.local, token: secret}
+	if k.loopback { // what the server is shown then is not the mesh's to say
+		want.accepted, want.peer = saw.accepted, saw.peer
+	}
+	if err != nil || saw != want {
+		t.Errorf("to %s: %v: server saw %+v, want %+v", c.dial, err, saw, want)
+	}
+	if n := steered(t, p.Node, p) - before; n != 1 {
+		t.Errorf("to %s: %v connections steered, want 1", c.dial, n)
+	}
+	if n := meshed(t, p) - carried; n != 1 {
+		t.Errorf("to %s: %v connections carried by mTLS, want 1", c.dial, n)
+	}
+}
+
+// meshed counts the connections of p that the proxy carried by mTLS.
+func meshed(t *testing.T, p *lab.Pod) float64 {
+	t.Helper()
+	n, err := testnet.Metric(t.Context(), p.Node, "tcp_open_total", `direction="outbound"`, `src="`+p.String()+`"`, `tls="mtls"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// do makes the connection, and says the secret.
+func (k *trick) do(t *testing.T, p *lab.Pod, c course) (saw sighting, local netip.AddrPort, err error) {
+	t.Helper()
+	family := familyOf(c.dial.Addr())
+	if k.mapped {
+		family = unix.AF_INET6
+	}
+	s, err := newRawSocket(p, family, k.proto)
+	if k.proto == unix.IPPROTO_MPTCP && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT)) {
+		t.Skip("SKIPPED: this kernel has no MPTCP, or net.mptcp.enabled is 0: whether it escapes is not known")
+	}
+	if err != nil {
+		return saw, local, err
+	}
+	defer s.Close()
+	if k.prepare != nil {
+		if err := k.prepare(s, p, c.dial); err != nil {
+			return saw, local, err
+		}
+	}
+	said := false
+	if k.connect != nil {
+		said, err = k.connect(s, c.dial, secret)
+	} else {
+		err = s.connectBlocking(c.dial, trickTimeout)
+	}
+	if err == nil && !said {
+		_, err = s.WriteString(secret + "\n")
+	}
+	if err != nil {
+		return saw, local, err
+	}
+	if saw, err = s.hear(); err != nil {
+		return saw, local, err
+	}
+	local, peer, err := s.names()
+	if err == nil && peer != c.dial {
+		err = fmt.Errorf("getpeername says %s", peer)
+	}
+	return saw, local, errors.Join(err, k.wantEarly(s, p))
+}
+
+// wantEarly makes sure that fast open took place where the kernel was told to.
+func (k *trick) wantEarly(s *rawSocket, p *lab.Pod) error {
+	const optSynData = 32 // TCPI_OPT_SYN_DATA (include/uapi/linux/tcp.h): the SYN carried data, and was acknowledged
+	if !k.early || p.Namespace != "late" {
+		return nil
+	}
+	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err == nil && info.Options&optSynData == 0 {
+		err = errors.New("the SYN carried no data: the test does not show what it should")
+	}
+	return err
+}
