@@ -12,6 +12,7 @@
 
 #include "create.c"
 #include "connect.c"
+#include "sockopt.c"
 #include "sockops.c"
 #include "peername.c"
 

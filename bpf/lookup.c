@@ -3,8 +3,10 @@
 // eth0 for local traffic too):
 //   from an own address to a foreign one   outbound: only the marked route brings such a SYN here
 //   between own addresses                  the application to itself, or the proxy to it: ordinary lookup
-//   from a foreign address                 inbound
-// An address of the pod that the loader was not told of counts as foreign: the worst is that it is treated as inbound.
+//   from a foreign address to an own one   inbound
+//   between foreign addresses              refused: it is outbound from, or inbound to, an address of the pod that the
+//                                          loader was not told of (yet). Taken for the wrong one of the two, the proxy
+//                                          would carry it on in plaintext, or under the pod's identity.
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <stdbool.h>
@@ -80,9 +82,14 @@ int cdt_lookup(struct bpf_sk_lookup *ctx)
 			return SK_DROP; // a SYN that was under way when the pod left: dropped
 		return steer(ctx, cookie, v4 ? CDT_SLOT_OUT_V4 : CDT_SLOT_OUT_V6, &alive); // dropped if none is alive
 	}
-	// Inbound. A link-local source is no less foreign: it is a neighbour.
+	// A link-local source is no less foreign: it is a neighbour.
 	if (pod->flags & CDT_POD_FLAG_LEFT)
 		return SK_PASS; // no longer enrolled: straight to the application
+	if (!addr_is_local(pod, &dst)) {
+		count_bypass(cookie, CDT_BYPASS_IN_REFUSED);
+		return SK_DROP; // neither end is known as the pod's: refused
+	}
+	// Inbound.
 	verdict = steer(ctx, cookie, v4 ? CDT_SLOT_IN_V4 : CDT_SLOT_IN_V6, &alive);
 	if (alive)
 		return verdict; // to the proxy, or refused should the kernel not take it

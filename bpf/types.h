@@ -87,7 +87,7 @@ enum cdt_bypass {
 	CDT_BYPASS_DOWN_OPEN, // outbound, no proxy alive, mode open: connected directly
 	CDT_BYPASS_REFUSED,   // outbound, no proxy alive, mode closed: refused
 	CDT_BYPASS_IN_OPEN,   // inbound, no proxy alive, mode open: handed to the application
-	CDT_BYPASS_IN_REFUSED, // inbound, no proxy alive, mode closed: refused
+	CDT_BYPASS_IN_REFUSED, // inbound, no proxy alive, mode closed, or no end known as the pod's: refused
 	CDT_BYPASS_UNSEEN,    // fault: a SYN left that the connect hook had not judged
 	CDT_BYPASS_UNROUTED,  // fault: a steered SYN left by a real interface: the pod's rule or routes are gone
 	CDT_BYPASS__COUNT,

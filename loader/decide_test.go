@@ -77,7 +77,10 @@ var decisions = []struct {
 	{"link-local neighbour", "fe80::99", "2001:db8::2", enrolled, pass, inV6, drop},
 	{"link-local neighbour to link-local", "fe80::99", "fe80::2", enrolled, pass, inV6, drop},
 	{"link-local v4 neighbour", "169.254.1.1", "192.0.2.2", enrolled, pass, inV4, drop},
-	{"to an address not told of", "198.51.100.1", "198.51.100.9", enrolled, pass, inV4, drop},
+	{"to or from an address not told of", "198.51.100.1", "198.51.100.9", enrolled, drop, none, drop},
+	{"to or from an address not told of, open", "198.51.100.1", "198.51.100.9", kernel.PodFlagOutOpen | kernel.PodFlagInOpen, drop, none, drop},
+	{"to or from an address not told of, left", "198.51.100.1", "198.51.100.9", left, pass, none, pass},
+	{"own link-local to elsewhere", "fe80::2", "2001:db8:9::1", enrolled, drop, none, drop},
 	{"to itself at an address not told of", "198.51.100.9", "198.51.100.9", enrolled, pass, none, pass},
 	{"own link-local", "fe80::2", "fe80::2", enrolled, pass, none, pass},
 }

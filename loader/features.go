@@ -65,6 +65,8 @@ var probes = []probe{
 		haveNetnsCookie},
 	{Feature{Name: "namespace cookies in sockops programs", Needs: "5.15", Required: true, Config: "CONFIG_CGROUP_BPF"},
 		helper(ebpf.SockOps, asm.FnGetNetnsCookie)},
+	{Feature{Name: "namespace cookies in setsockopt hooks", Needs: "5.15", Required: true, Config: "CONFIG_CGROUP_BPF"},
+		helper(ebpf.CGroupSockopt, asm.FnGetNetnsCookie)},
 	// bed89185af0d gave it to connect hooks; the helper itself is older (5.18).
 	{Feature{Name: "error codes of connect hooks (bpf_set_retval)", Needs: "6.1", Config: "CONFIG_CGROUP_BPF"},
 		helper(ebpf.CGroupSockAddr, asm.FnSetRetval)},

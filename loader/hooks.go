@@ -22,6 +22,7 @@ var hooks = []hook{
 	{"cdt_peername4", ebpf.AttachCgroupInet4GetPeername},
 	{"cdt_peername6", ebpf.AttachCgroupInet6GetPeername},
 	{"cdt_sockops", ebpf.AttachCGroupSockOps},
+	{"cdt_setsockopt", ebpf.AttachCGroupSetsockopt},
 	{"cdt_connect4", ebpf.AttachCGroupInet4Connect},
 	{"cdt_connect6", ebpf.AttachCGroupInet6Connect},
 }

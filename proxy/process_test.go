@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	_ "conduit.io/conduit/proxy" // what the tests run: a change of it must not find their result cached
 )
 
 var binary string
@@ -83,6 +85,13 @@ func startProxy(t *testing.T, c config) *process {
 			}
 		}
 	}()
+	p.await(t, c)
+	return p
+}
+
+// await reads the log until every listener of c is open.
+func (p *process) await(t *testing.T, c config) {
+	t.Helper()
 	want := len(c["listeners"].([]any))
 	if c["admin"] != nil {
 		want++
@@ -106,7 +115,6 @@ func startProxy(t *testing.T, c config) *process {
 			t.Fatal("conduit-proxy did not start in time")
 		}
 	}
-	return p
 }
 
 func attr(line, name string) string {

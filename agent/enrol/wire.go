@@ -108,7 +108,7 @@ func (m *Manager) address(p *pod, netns *os.File) error {
 		return errors.New("the pod has no IP address")
 	}
 	if len(all) > kernel.MaxAddrs {
-		m.cfg.Log.Warn("pod has more addresses than the kernel program knows; connections to the last ones are treated as outbound",
+		m.cfg.Log.Warn("pod has more addresses than the kernel program knows; connections from and to the last ones are refused",
 			"pod", p.name().String(), "addresses", len(all), "known", kernel.MaxAddrs)
 		all = all[:kernel.MaxAddrs]
 	}

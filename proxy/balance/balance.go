@@ -185,8 +185,12 @@ func (e *Endpoint) Connected() {
 	e.until = 0
 }
 
-// Failed notes that the endpoint could not be reached: it is passed over for a time that doubles.
+// Failed notes that the endpoint could not be reached: it is passed over for a time that doubles. While it is passed
+// over more failures count for nothing: many streams may have waited for the same dial.
 func (e *Endpoint) Failed(now int64) {
+	if now < e.until {
+		return
+	}
 	d := firstEjection << min(e.failures, 10)
 	e.failures++
 	e.until = now + int64(min(d, maxEjection))

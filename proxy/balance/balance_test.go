@@ -101,7 +101,14 @@ func TestEjectionBacksOffAndEnds(t *testing.T) {
 			t.Fatal("the endpoint does not come back when its ejection ends")
 		}
 	}
+	bad.Failed(now)
+	if until := bad.until; until == now {
+		t.Error("not ejected")
+	} else if bad.Failed(now); bad.until != until {
+		t.Error("a second failure of the same moment counted")
+	}
 	for range 20 {
+		now = bad.until
 		bad.Failed(now)
 	}
 	if got := time.Duration(bad.until - now); got != maxEjection {

@@ -74,6 +74,7 @@ var messages = []struct{ name, req, res string }{
 		"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\nx-t: v\r\n\r\n"},
 	{"empty chunked", "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"},
+	{"absolute form", "GET http://h:81/x HTTP/1.1\r\nhost: h:81\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
 	{"head", "HEAD / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 77\r\n\r\n"},
 	{"204", "DELETE / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"},
 	{"304", "GET / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"},
@@ -165,6 +166,18 @@ func TestWebSocketOverLink(t *testing.T) {
 			if _, got := c.do(up, res); got != res {
 				t.Errorf("declined: got %q, want %q", got, res)
 			}
+		}
+	}
+}
+
+func TestUpgradeByPost(t *testing.T) {
+	for _, direct := range []bool{true, false} {
+		c := newChain(direct, "h1")
+		const req = "POST /exec HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: SPDY/3.1\r\n\r\n"
+		const res = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: SPDY/3.1\r\n\r\n"
+		app, got := c.do(req, res)
+		if app != req || got != res {
+			t.Errorf("direct %v: app got %q, client %q", direct, app, got)
 		}
 	}
 }

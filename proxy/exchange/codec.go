@@ -45,15 +45,20 @@ type Ending struct {
 
 // Port is a codec's own state of one stream, kept in the Stream so that a stream costs no further allocation.
 type Port struct {
-	ID      uint32 // HTTP/2 stream identifier
-	Window  int32  // what may be sent; negative after a SETTINGS change
-	Unacked int32  // forwarded bytes not yet credited to the peer
-	Held    int32  // bytes delivered to the Stream and not yet forwarded
-	Left    int64  // announced body bytes still to come; -1: not announced
-	GotEnd  bool   // the peer has finished sending
-	SentEnd bool   // we have finished sending
-	Blocked bool   // in the connection's list of blocked streams
+	ID       uint32 // HTTP/2 stream identifier
+	Window   int32  // what may be sent; negative after a SETTINGS change
+	Unacked  int32  // forwarded bytes not yet credited to the peer
+	Held     int32  // bytes delivered to the Stream and not yet forwarded
+	Left     int64  // announced body bytes still to come; -1: not announced
+	GotEnd   bool   // the peer has finished sending
+	SentEnd  bool   // we have finished sending
+	Interims uint8  // interim responses so far
+	Blocked  bool   // in the connection's list of blocked streams
 }
+
+// Complete reports whether both directions have ended in order. The end of the connection then means nothing to the stream:
+// what came over it may still be on its way to the other side.
+func (p *Port) Complete() bool { return p.GotEnd && p.SentEnd }
 
 // Ref refers to a stream that may have been reused since.
 type Ref struct {
@@ -237,7 +242,9 @@ func (s *Stream) refused(h *Head, reason mesh.Reason) {
 	s.Fail(h.Status, reason, "the server's proxy could not reach it")
 }
 
-// Abort says that the half of from is gone: its connection broke or its peer reset the stream. code is the HTTP/2
+// Abort says that the half of from is gone: its connection broke or its peer reset the stream. An upstream half stays
+// attached until the client has taken the whole response, so that its windows bound what is queued; if it goes after
+// the end of the response, that is no failure. code is the HTTP/2
 // error code, if one was received. unprocessed: the server said that it did nothing with the request.
 func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed bool) {
 	if s.dead {
@@ -248,6 +255,10 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		s.down = nil
 		s.Reason = reason
 		s.finish(Ending{Reason: reason, Code: code})
+		return
+	}
+	if s.got[Up] && (!s.Tunnel || s.sent[Up]) { // it has done its part: what is queued goes to the client all the same
+		s.dropUpstreamQueue()
 		return
 	}
 	if s.Res == nil && !s.interim && !s.replayLost && s.down != nil {
@@ -277,6 +288,3 @@ func (s *Stream) Leave() {
 
 // Port is the state of the codec on side i.
 func (s *Stream) Port(i Side) *Port { return &s.ports[i] }
-
-// Ended reports whether s is over.
-func (s *Stream) Ended() bool { return s.dead }

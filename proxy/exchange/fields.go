@@ -43,6 +43,12 @@ func all(s string, want uint8) bool {
 // ValidToken reports whether s is a token (RFC 9110, 5.6.2).
 func ValidToken(s string) bool { return s != "" && all(s, clsToken) }
 
+// ValidProtocol reports whether s is one protocol of an Upgrade field: a name, perhaps with a version (RFC 9110, 7.8).
+func ValidProtocol(s string) bool {
+	name, version, versioned := strings.Cut(s, "/")
+	return ValidToken(name) && (!versioned || ValidToken(version))
+}
+
 // ValidName reports whether s is a field name in lower case (RFC 9113, 8.2.1).
 func ValidName(s string) bool {
 	for i := range len(s) {
@@ -96,6 +102,14 @@ func HopByHop(name string) bool {
 	}
 	return false
 }
+
+// UpgradeMethod is the field that carries, on a link between proxies, the method of an HTTP/1.1 Upgrade request other
+// than GET: an extended CONNECT stands for the request and has no place for it.
+const UpgradeMethod = "conduit-method"
+
+// TargetForm is the field that says, on a link between proxies, that the request target was in absolute-form: what is
+// addressed to a forward proxy must reach it so (RFC 9112, 3.2.2). Its value is "absolute".
+const TargetForm = "conduit-target"
 
 // MeshField reports whether a lower-case field name is the mesh's own.
 func MeshField(name string) bool { return strings.HasPrefix(name, "conduit-") }

@@ -4,8 +4,9 @@ import "golang.org/x/net/http2/hpack"
 
 const (
 	bufSize     = 16 << 10
-	maxFreeBufs = 32
-	maxFree     = 1024 // streams
+	maxFreeBufs = 16
+	maxFree     = 256     // streams
+	keepReplay  = 1 << 10 // a free stream keeps no larger replay buffer
 )
 
 // Pool keeps streams and buffers for reuse. One Pool serves every connection of one shard loop; it does not lock.
@@ -41,6 +42,9 @@ func (p *Pool) put(s *Stream) {
 		tb = s.Trailers
 	}
 	clear(tb[:cap(tb)])
+	if cap(rp) > keepReplay {
+		rp = nil
+	}
 	*s = Stream{pool: p, gen: s.gen + 1, trailBuf: tb[:0], replay: rp[:0], dead: true}
 	if p.nfree >= maxFree {
 		return
@@ -59,9 +63,18 @@ func (p *Pool) Buffer() []byte {
 	return make([]byte, 0, bufSize)
 }
 
+// Hold copies p into a buffer to which more will be appended: a pooled one, unless p is so small that a connection in
+// no hurry to send the rest should not have it.
+func (p *Pool) Hold(b []byte) []byte {
+	if len(b) <= 512 {
+		return append([]byte(nil), b...)
+	}
+	return append(p.Buffer(), b...)
+}
+
 // Release takes a buffer back; one that grew far is left to the garbage collector.
 func (p *Pool) Release(b []byte) {
-	if cap(b) < bufSize || cap(b) > 4*bufSize || len(p.bufs) >= maxFreeBufs {
+	if cap(b) < bufSize || cap(b) > 2*bufSize || len(p.bufs) >= maxFreeBufs {
 		return
 	}
 	p.bufs = append(p.bufs, b[:0])

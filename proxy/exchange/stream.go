@@ -167,15 +167,6 @@ func (s *Stream) ended(to Side) {
 	switch {
 	case to == Down && (!s.Tunnel || s.sent[Up]), to == Up && s.Tunnel && s.sent[Down]:
 		s.finish(Ending{Clean: true})
-	case s.got[Up] && s.sent[Up]:
-		s.dropUpstream(Ending{Clean: true})
-	}
-}
-
-// Settle lets go of the upstream when nothing more is expected of it; its codec calls it after the end of a response.
-func (s *Stream) Settle() {
-	if s.got[Up] && (!s.Tunnel || s.sent[Up]) {
-		s.dropUpstream(Ending{Clean: true})
 	}
 }
 

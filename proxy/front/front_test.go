@@ -98,6 +98,41 @@ func TestServerFirstDecides(t *testing.T) {
 	}
 }
 
+// An HTTP/2 server that sends its SETTINGS first does not make the connection opaque.
+func TestServerSettingsFirst(t *testing.T) {
+	const settings = "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64"
+	r := start(Options{})
+	r.n.Advance(0)
+	r.n.Advance(0)
+	r.server.Send(settings)
+	r.n.Run()
+	if !r.f.Undecided() || r.client.Got.Len() != 0 {
+		t.Fatal("the server's SETTINGS decided")
+	}
+	r.client.Send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+	r.n.Run()
+	if r.last() != mesh.HTTP2 || !r.server.Ended {
+		t.Errorf("chose %v", r.chosen)
+	}
+	for _, client := range []string{"", "\x16\x03\x01", "PING"} { // it was something else after all
+		r := start(Options{})
+		r.n.Advance(0)
+		r.n.Advance(0)
+		r.server.Send(settings)
+		r.client.Send(client)
+		r.n.Run()
+		r.n.Advance(time.Second)
+		if r.client.Got.String() != settings || r.server.Got.String() != client {
+			t.Errorf("%q: client got %q, server %q", client, r.client.Got.String(), r.server.Got.String())
+		}
+		r.server.Send(" and more")
+		r.n.Run()
+		if r.client.Got.String() != settings+" and more" {
+			t.Errorf("%q: client got %q", client, r.client.Got.String())
+		}
+	}
+}
+
 func TestWaitForAKnownClient(t *testing.T) {
 	r := start(Options{Wait: 50 * time.Millisecond})
 	r.n.Advance(49 * time.Millisecond)

@@ -22,18 +22,17 @@ type Client struct {
 	out  body
 	gate exchange.Gate
 
-	in       []byte
-	scan     int
-	chunk    chunked
-	left     int64
-	state    state // stHead: idle, or waiting for a response
-	busy     bool
-	closing  bool // the connection ends with the current exchange
-	over     bool
-	holdEnd  bool // the client's end came before the tunnel was accepted
-	freed    bool // became idle inside Data
-	interims int
-	served   uint64
+	in      []byte
+	scan    int
+	chunk   chunked
+	left    int64
+	state   state // stHead: idle, or waiting for a response
+	busy    bool
+	closing bool // the connection ends with the current exchange
+	over    bool
+	holdEnd bool // the client's end came before the tunnel was accepted
+	freed   bool // became idle inside Data
+	served  uint64
 
 	memo      []byte
 	memoHead  *exchange.Head
@@ -56,7 +55,7 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, 0, true)
 		return
 	}
-	cl.s, cl.interims, cl.holdEnd = s, 0, false
+	cl.s, cl.holdEnd = s, false
 	ended := s.RequestEnded()
 	b, mode := appendRequest(cl.o.Pool.Bytes[:0], s.Req, extra, ended, cl.o.Internal)
 	cl.o.Pool.Bytes = b
@@ -136,9 +135,12 @@ func (cl *Client) Data(p []byte) {
 	switch {
 	case cl.over:
 		n = len(p)
-	case cl.s == nil && n < len(p): // nobody asked for this
+	case n < len(p) && cl.s == nil: // nobody asked for this
 		n = len(p)
 		cl.shut()
+	case n < len(p) && cl.complete():
+		n = len(p)
+		cl.closing = true
 	}
 	switch {
 	case n == len(p):
@@ -149,7 +151,7 @@ func (cl *Client) Data(p []byte) {
 	case kept:
 		cl.in = cl.in[:copy(cl.in, cl.in[n:])]
 	default:
-		cl.in = append(cl.o.Pool.Buffer(), p[n:]...)
+		cl.in = cl.o.Pool.Hold(p[n:])
 	}
 	cl.update()
 	if cl.freed {
@@ -174,7 +176,7 @@ func (cl *Client) changed() {
 
 func (cl *Client) feed(p []byte) int {
 	n := 0
-	for n < len(p) && cl.s != nil {
+	for n < len(p) && cl.s != nil && !cl.complete() {
 		switch cl.state {
 		case stHead:
 			k := cl.head(p[n:])
@@ -197,6 +199,9 @@ func (cl *Client) feed(p []byte) int {
 	return n
 }
 
+// complete reports whether the response has been received; its client may still be taking it.
+func (cl *Client) complete() bool { return cl.s.Port(exchange.Up).GotEnd }
+
 // deliver passes on bytes of the response's body; the stream may end in it.
 func (cl *Client) deliver(p []byte, end bool) {
 	s := cl.s
@@ -204,9 +209,6 @@ func (cl *Client) deliver(p []byte, end bool) {
 		cl.ended(s)
 	}
 	s.Data(exchange.Up, p, end)
-	if end && cl.s == s {
-		s.Settle()
-	}
 }
 
 // ended notes the end of a response.
@@ -241,9 +243,6 @@ func (cl *Client) chunks(p []byte) int {
 	s := cl.s
 	cl.ended(s)
 	s.TrailersFrom(exchange.Up, f)
-	if cl.s == s {
-		s.Settle()
-	}
 	return n
 }
 
@@ -281,7 +280,8 @@ func (cl *Client) response(res *exchange.Head, fr framing) error {
 	hold := cl.out.mode == modeHold
 	upgrade := s.Req.Protocol != ""
 	if res.Status < 200 && !(res.Status == 101 && upgrade && hold) {
-		if cl.interims++; res.Status == 101 || cl.interims > maxInterim {
+		p := s.Port(exchange.Up)
+		if p.Interims++; res.Status == 101 || p.Interims > maxInterim {
 			return errStatusLine
 		}
 		s.Interim(res)
@@ -299,9 +299,6 @@ func (cl *Client) response(res *exchange.Head, fr framing) error {
 	if s.Req.Method == "HEAD" || res.Status == 204 || res.Status == 304 || !fr.chunked && fr.length == 0 {
 		cl.ended(s)
 		s.ResponseHead(res, true, false)
-		if cl.s == s {
-			s.Settle()
-		}
 		return nil
 	}
 	switch {

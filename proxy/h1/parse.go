@@ -113,8 +113,8 @@ func parseRequest(pool *exchange.Pool, raw []byte, internal bool) (*exchange.Hea
 		return nil, fr, errLine
 	}
 	fr.close = fr.close || h.Minor == 0 && !fr.keepAlive
-	if up := fr.upgrade; up != "" && h.Method == "GET" && h.Minor > 0 && !fr.chunked && fr.length <= 0 &&
-		exchange.ValidToken(up) && !strings.EqualFold(up, "h2c") {
+	if up := fr.upgrade; up != "" && h.Method != "CONNECT" && h.Minor > 0 && !fr.chunked && fr.length <= 0 &&
+		exchange.ValidProtocol(up) && !strings.EqualFold(up, "h2c") {
 		h.Protocol = up
 	}
 	return h, fr, nil

@@ -110,7 +110,7 @@ func (sv *Server) keep(p []byte, n int) {
 		m := copy(sv.in, sv.in[n:])
 		sv.in = sv.in[:m]
 	case p != nil && n < len(p):
-		sv.in = append(sv.o.Pool.Buffer(), p[n:]...)
+		sv.in = sv.o.Pool.Hold(p[n:])
 	}
 	if sv.in != nil && (len(sv.in) == 0 || sv.state >= stLinger) {
 		sv.o.Pool.Release(sv.in)

@@ -128,11 +128,13 @@ func appendRequest(b []byte, req *exchange.Head, extra []hpack.HeaderField, ende
 	switch {
 	case connect:
 		target = req.Authority
-	case upgrade:
-		method = "GET" // an extended CONNECT stands for it (RFC 8441, 5)
+	case upgrade && method == "CONNECT": // it stands for another method (RFC 8441, 5)
+		if method = req.Get(exchange.UpgradeMethod); !exchange.ValidToken(method) {
+			method = "GET"
+		}
 	}
 	b = append(append(b, method...), ' ')
-	if req.Absolute {
+	if req.Absolute || req.Major == 2 && req.Get(exchange.TargetForm) == "absolute" {
 		b = append(append(append(b, req.Scheme...), "://"...), req.Authority...)
 	}
 	b = append(append(b, target...), " HTTP/1.1\r\n"...)

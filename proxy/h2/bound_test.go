@@ -3,6 +3,7 @@ package h2_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
@@ -151,5 +152,46 @@ func TestReplayIsCreditedOnce(t *testing.T) {
 	}
 	if f := r.client.Find(http2.FrameWindowUpdate, 1); len(f) != 0 {
 		t.Errorf("4000 bytes were credited with %v", f)
+	}
+}
+
+func TestConnectionEnds(t *testing.T) {
+	for name, end := range map[string]func(r *rig){
+		"client FIN":    func(r *rig) { r.client.C.CloseWrite() },
+		"client RST":    func(r *rig) { r.client.C.Abort() },
+		"server FIN":    func(r *rig) { r.app.C.CloseWrite() },
+		"server RST":    func(r *rig) { r.app.C.Abort() },
+		"client codec":  func(r *rig) { r.cl.Close() },
+		"server GOAWAY": func(r *rig) { _ = r.app.F.WriteGoAway(0, http2.ErrCodeInternal, nil); r.app.Flush() },
+	} {
+		r := newRig(false)
+		r.client.Headers(1, false, postReq...)
+		r.client.Headers(3, true, getReq...)
+		r.n.Run()
+		r.app.Headers(3, false, ":status", "200")
+		r.n.Run()
+		end(r)
+		r.n.Run()
+		if r.h.Open != 0 || len(r.h.Log) != 2 || r.h.Log[0].Reason == "" || r.h.Log[1].Reason == "" {
+			t.Errorf("%s: open %d, log %v", name, r.h.Open, r.h.Log)
+		}
+		if server := strings.HasPrefix(name, "client ") && name != "client codec"; server && r.closed != 1 || !server && r.cl.Room() != 0 {
+			t.Errorf("%s: closed %d, room %d", name, r.closed, r.cl.Room())
+		}
+	}
+}
+
+func TestClientGoAway(t *testing.T) {
+	r := newRig(false)
+	r.client.Headers(1, true, getReq...)
+	r.n.Run()
+	_ = r.client.F.WriteGoAway(0, http2.ErrCodeNo, nil)
+	r.client.Flush()
+	r.n.Run()
+	r.app.Headers(1, true, ":status", "200")
+	r.n.Run()
+	r.n.Advance(2 * time.Second)
+	if r.client.Field(1, 0, ":status") != "200" || !r.client.Over() || r.closed != 1 {
+		t.Errorf("the last stream was not served: %v, over %v", r.client.Frames, r.client.Over())
 	}
 }

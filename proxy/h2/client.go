@@ -19,8 +19,6 @@ type Client struct {
 	served uint64
 	gone   bool // the server sent GOAWAY
 	full   bool // Room was 0 when the last stream was sent
-	// Interim responses are rare: they are counted per connection and forgiven by every final response.
-	interims int
 }
 
 // NewClient makes itself the receiver of c and greets the server.
@@ -51,7 +49,7 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 	}
 	cl.streams[id] = s
 	cl.writeRequest(id, s.Req, extra, ended)
-	cl.full = cl.full || cl.Room() == 0
+	cl.Room() // notes if that was the last
 	s.Attach(cl, ended)
 }
 
@@ -83,7 +81,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	switch {
 	case upgrade:
 		method = "CONNECT" // RFC 8441, 5
-	case req.Protocol != "":
+	case req.Protocol != "" && method == "CONNECT":
 		method = "GET"
 	}
 	cl.hp.field(hpack.HeaderField{Name: ":method", Value: method})
@@ -101,6 +99,12 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	if req.Authority != "" { // HTTP/1.0 need not name a host
 		cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
 	}
+	if upgrade && req.Method != "GET" && req.Method != "CONNECT" {
+		cl.hp.field(hpack.HeaderField{Name: exchange.UpgradeMethod, Value: req.Method})
+	}
+	if req.Absolute && cl.internal {
+		cl.hp.field(hpack.HeaderField{Name: exchange.TargetForm, Value: "absolute"})
+	}
 	tunnel := method == "CONNECT"
 	for i := range req.Fields {
 		name := req.Fields[i].Name
@@ -111,12 +115,18 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	}
 }
 
-// Room implements exchange.Upstream.
+// Room implements exchange.Upstream. A connection whose window is filled by what slow clients have not taken takes no
+// more streams: another one serves them better.
 func (cl *Client) Room() int {
-	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 || cl.c.Backlog() > maxBacklog {
+	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 {
 		return 0
 	}
-	return max(0, int(min(cl.maxPeer, 1<<20))-len(cl.streams))
+	n := int(min(cl.maxPeer, 1<<20)) - len(cl.streams)
+	if n <= 0 || cl.c.Backlog() > maxBacklog || cl.used-cl.unacked > cl.recvWin/4*3 {
+		cl.full = true
+		return 0
+	}
+	return n
 }
 
 // Active implements exchange.Upstream.
@@ -236,13 +246,13 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 		return cl.streamError(id, codeProtocol)
 	}
 	if res.Status < 200 {
-		if cl.interims++; cl.interims > maxInterim {
-			return fatal(codeCalm, "too many interim responses")
+		p := s.Port(exchange.Up)
+		if p.Interims++; p.Interims > maxInterim {
+			return cl.streamError(id, codeProtocol)
 		}
 		s.Interim(res)
 		return nil
 	}
-	cl.interims = 0
 	tunnel := cl.accepted(s, res)
 	if s.Req.Method == "HEAD" || res.Status == 304 || tunnel {
 		left = -1
@@ -252,11 +262,7 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 	}
 	port := s.Port(exchange.Up)
 	port.Left, port.GotEnd = left, end
-	r := s.Ref()
 	s.ResponseHead(res, end, tunnel)
-	if end && r.Live() {
-		s.Settle()
-	}
 	return nil
 }
 

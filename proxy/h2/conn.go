@@ -54,7 +54,7 @@ type conn struct {
 	choked   bool // a server's input is paused until its output has drained
 
 	rate   rates
-	resets []uint32 // ring of streams that we reset: frames for them are in flight
+	resets []uint32 // ring of streams that we reset: frames for them are in flight. Once it is full, nobody knows.
 	nreset int
 
 	buf [32]byte
@@ -111,7 +111,7 @@ func (c *conn) Data(p []byte) {
 		default:
 			n, err = c.frames(p)
 			if err == nil && n < len(p) && !c.over && !c.choked {
-				c.in = append(c.pool.Buffer(), p[n:]...)
+				c.in = c.pool.Hold(p[n:])
 				n = len(p)
 			}
 		}
@@ -305,13 +305,18 @@ func (c *conn) shut() {
 	c.c.Close()
 }
 
-// abortAll ends every stream.
+// abortAll ends every stream that still expects something of the connection.
 func (c *conn) abortAll() {
-	for len(c.streams) > 0 {
-		for id, s := range c.streams {
-			delete(c.streams, id)
-			c.role.reset(s, codeNo)
-			break
+	var lost []exchange.Ref
+	for _, s := range c.streams {
+		if !s.Port(c.side).Complete() {
+			lost = append(lost, s.Ref())
+		}
+	}
+	for _, r := range lost {
+		if r.Live() {
+			delete(c.streams, r.S.Port(c.side).ID)
+			c.role.reset(r.S, codeNo)
 		}
 	}
 }

@@ -64,11 +64,7 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 		c.credit(s, port, full-n)
 	}
 	port.GotEnd = end
-	r := s.Ref()
 	s.Data(c.side, p, end)
-	if end && c.side == exchange.Up && r.Live() {
-		s.Settle()
-	}
 	return nil
 }
 

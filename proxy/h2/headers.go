@@ -37,7 +37,7 @@ func (c *conn) onHeaders(flags byte, id uint32, p []byte) error {
 	}
 	if flags&flEndHeaders == 0 {
 		c.hdrID, c.hdrEnd, c.hdrCount = id, flags&flEndStream != 0, 0
-		c.hdrBlock = append(c.pool.Buffer(), p...)
+		c.hdrBlock = c.pool.Hold(p)
 		return nil
 	}
 	return c.onBlock(id, flags&flEndStream != 0, p)
@@ -90,14 +90,10 @@ func (c *conn) trailers(s *exchange.Stream, end bool, b *block) error {
 		f = append(f, x) // overwrites b.fields from behind, if it is the scratch block
 	}
 	port.GotEnd = true
-	r := s.Ref()
 	if len(f) == 0 {
 		s.Data(c.side, nil, true)
 	} else {
 		s.TrailersFrom(c.side, f)
-	}
-	if c.side == exchange.Up && r.Live() {
-		s.Settle()
 	}
 	return nil
 }
@@ -188,7 +184,7 @@ func (c *conn) buildRequest(f []hpack.HeaderField) (*exchange.Head, int64, error
 	case len(host) == 1 && !strings.EqualFold(host[0], h.Authority):
 		return nil, 0, errMalformed
 	}
-	if seen&16 != 0 && (!c.internal || h.Method != "CONNECT" || !exchange.ValidToken(h.Protocol)) {
+	if seen&16 != 0 && (!c.internal || h.Method != "CONNECT" || !exchange.ValidProtocol(h.Protocol)) {
 		return nil, 0, errMalformed
 	}
 	if h.Method == "CONNECT" && seen&16 == 0 { // RFC 9113, 8.5

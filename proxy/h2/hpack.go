@@ -66,7 +66,7 @@ func (a *appender) Write(p []byte) (int, error) {
 func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
 	if h.dec == nil {
 		h.dec = hpack.NewDecoder(tableSize, h.emit)
-		h.dec.SetMaxStringLength(maxBlock)
+		h.dec.SetMaxStringLength(2 * maxBlock) // Huffman coding may hide as much in a block; it is then too large, not wrong
 	}
 	slot, remember := -1, false
 	if fixed(raw) {

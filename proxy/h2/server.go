@@ -22,6 +22,7 @@ type Server struct {
 	timer    flow.Timer
 	final    bool // the second GOAWAY is sent
 	reported bool
+	gone     func() // tells the owner of the end, when the last stream has ended too
 }
 
 // NewServer makes itself the receiver of c, of which nothing has been consumed: the client's preface comes first.
@@ -44,8 +45,13 @@ func (sv *Server) Closed(err error) {
 	}
 	sv.abortAll()
 	sv.free()
-	if sv.o.OnClose != nil {
-		sv.o.OnClose(err)
+	sv.gone = func() {
+		if sv.o.OnClose != nil {
+			sv.o.OnClose(err)
+		}
+	}
+	if len(sv.streams) == 0 {
+		sv.gone()
 	}
 }
 
@@ -82,6 +88,10 @@ func (sv *Server) acked() {
 func (sv *Server) settled() {}
 
 func (sv *Server) idle() {
+	if sv.gone != nil && len(sv.streams) == 0 {
+		sv.clock.After(0, sv.gone) // after the stream's Done
+		sv.gone = nil
+	}
 	if sv.final && len(sv.streams) == 0 {
 		sv.shut()
 	}
@@ -112,7 +122,7 @@ func (sv *Server) unknown(id uint32, typ byte) error {
 	if typ == frReset { // then nothing more of it is in flight
 		sv.forget(id)
 	}
-	if typ != frData || sv.wasReset(id) {
+	if typ != frData || sv.wasReset(id) || sv.nreset > len(sv.resets) {
 		return nil
 	}
 	sv.rst(id, codeStreamClosed)
@@ -128,7 +138,7 @@ func (sv *Server) headers(id uint32, end bool, b *block) error {
 		return fatal(codeProtocol, "a client opened a stream with an even number")
 	}
 	if id <= sv.hp.lastID {
-		if sv.wasReset(id) {
+		if sv.wasReset(id) || sv.nreset > len(sv.resets) {
 			return nil
 		}
 		if sv.nreset == 0 {

@@ -52,6 +52,18 @@ func TestOneHopOnTheSameNode(t *testing.T) {
 		`conduit_proxy_mesh_connections_dialled_total 0`)
 }
 
+// A pod that calls its own Service reaches itself.
+func TestHairpin(t *testing.T) {
+	n := local(t, mesh.Detect, clientIP+":8080")
+	httpApp(t, clientIP+":8080", "self")
+	for _, h2 := range []bool{false, true} {
+		if status, body, _ := get(t, httpClient(t, h2), "http://"+httpSvc+"/"); status != 200 || !strings.HasPrefix(body, "self") {
+			t.Errorf("h2 %v: %d %q", h2, status, body)
+		}
+	}
+	n.want("conduit_proxy_mesh_connections_dialled_total 0")
+}
+
 func TestDeadEndpointIsPassedOver(t *testing.T) {
 	n := local(t, mesh.Detect, webIP+":8080", web2IP+":8080")
 	httpApp(t, web2IP+":8080", "two")
@@ -291,5 +303,17 @@ func TestNewerAgentReplacesOlder(t *testing.T) {
 	n.must(&api.Message{Shutdown: &api.Shutdown{GraceSeconds: 3}})
 	if g := <-n.ended; g != 3*time.Second {
 		t.Errorf("grace %v", g)
+	}
+}
+
+// The pods of a node live on several loops, and reach each other all the same.
+func TestSeveralShards(t *testing.T) {
+	shards = 2
+	defer func() { shards = 1 }()
+	for name, test := range map[string]func(*testing.T){
+		"one hop": TestOneHopOnTheSameNode, "dead endpoint": TestDeadEndpointIsPassedOver, "remove": TestRemoveAtOnce,
+		"drain": TestDrain, "mesh": TestHTTPOverTheMesh, "back": TestPodComesBack,
+	} {
+		t.Run(name, test)
 	}
 }

@@ -37,6 +37,9 @@ const meshPort = 15908
 // The main goroutine keeps the main thread, so that none that changes its namespace runs on it: /proc/self is that one.
 func init() { runtime.LockOSThread() }
 
+// shards is how many loops a node gets.
+var shards = 1
+
 type testNode struct {
 	t      *testing.T
 	agent  *frame.Conn
@@ -53,18 +56,22 @@ type testNode struct {
 
 func startNode(t *testing.T) *testNode {
 	t.Helper()
-	l, err := loop.New()
-	if err != nil {
-		t.Fatal(err)
+	var all []*loop.Loop
+	for range shards {
+		l, err := loop.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go l.Run(context.Background())
+		all = append(all, l)
 	}
-	go l.Run(context.Background())
 	level := slog.LevelWarn
 	if os.Getenv("CONDUIT_TEST_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	n := &testNode{t: t, ended: make(chan time.Duration, 1), path: filepath.Join(t.TempDir(), "p.sock")}
-	n.node = node.New(node.Options{Loops: []*loop.Loop{l}, Log: log, Build: "test", MeshPort: meshPort, ConnectTimeout: 2 * time.Second})
+	n.node = node.New(node.Options{Loops: all, Log: log, Build: "test", MeshPort: meshPort, ConnectTimeout: 2 * time.Second})
 	ln, err := link.Listen(n.path)
 	if err != nil {
 		t.Fatal(err)
@@ -73,8 +80,10 @@ func startNode(t *testing.T) *testNode {
 	go srv.Serve()
 	t.Cleanup(func() {
 		srv.Close()
-		l.Stop()
-		<-l.Done()
+		for _, l := range all {
+			l.Stop()
+			<-l.Done()
+		}
 	})
 	n.connect()
 	n.must(&api.Message{Kernel: &api.Kernel{}}, tagMap(t))

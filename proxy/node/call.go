@@ -288,12 +288,12 @@ func (c *call) countBytes() {
 	c.read, c.wrote = s.ReqBytes, s.ResBytes
 }
 
-// tunnelDone closes a tunnel's account. One that ended before a byte passed, and without a failure, was never one: the
-// client spoke HTTP after all, at this end or at the other.
+// tunnelDone closes a tunnel's account. One that the client gave up before it said a word was never one: at its end
+// or at the other, it turned out to speak HTTP.
 func (c *call) tunnelDone() {
 	s := c.s
-	idle := s.ReqBytes+s.ResBytes == 0
-	if c.conns == nil && idle && (c.down.isHTTP || c.down.kind == inboundMesh) && !meshFault(s.Reason) {
+	link := c.down.kind == inboundMesh && s.ReqBytes == 0 && s.Reason == mesh.ReasonDownstreamReset && c.sh.loop.Now()-s.Start < int64(tunnelAge)
+	if c.conns == nil && (c.down.isHTTP || link) {
 		return
 	}
 	c.open()
@@ -305,9 +305,6 @@ func (c *call) tunnelDone() {
 		c.sh.memory.Put(c.down.dst, verdict(mesh.Opaque)) // the server speaks first
 	}
 }
-
-// meshFault reports whether the mesh failed a stream, rather than one of its ends.
-func meshFault(r mesh.Reason) bool { return r != mesh.ReasonNone && r != mesh.ReasonDownstreamReset }
 
 func (sh *shard) newCall() *call {
 	c := sh.free

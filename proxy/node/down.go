@@ -37,7 +37,7 @@ type down struct {
 	conn   flow.Conn
 	kind   kind
 	hbone  bool           // inboundMesh: the peer speaks HBONE, not conduit/1
-	isHTTP bool           // a request was read
+	isHTTP bool           // the client speaks HTTP
 	client netip.AddrPort // the other end
 	dst    netip.AddrPort // what it dialled
 	target *target        // outbound
@@ -147,7 +147,10 @@ func (sh *shard) serveOutbound(d *down) {
 // detectAs prepares the choice of a codec, given what is declared and what was learnt.
 func (sh *shard) detectAs(o *front.Options, d *down, declared mesh.Protocol) {
 	dst := d.dst
-	o.Chosen = func(p mesh.Protocol) { sh.memory.Put(dst, verdict(p)) }
+	o.Chosen = func(p mesh.Protocol) {
+		d.isHTTP = p != mesh.Opaque
+		sh.memory.Put(dst, verdict(p))
+	}
 	if declared == mesh.HTTP1 || declared == mesh.HTTP2 {
 		// Which of the two, and whether at all, the bytes say: a client that does something else is not broken by
 		// what somebody has written into a Service.

@@ -95,10 +95,7 @@ func (sh *shard) routeMesh(c *call) {
 		req.Route, req.RouteGen = a, gen
 	}
 	c.grpc, c.tunnel = a.grpc, a.tunnel
-	client := d.client
-	if a.client.Addr() == client.Addr() {
-		client = a.client
-	}
+	client := believe(a.client, d.client)
 	dst, major := netip.AddrPortFrom(d.dst.Addr(), a.port), a.major
 	if a.tunnel {
 		dst = a.dst
@@ -114,6 +111,14 @@ func (sh *shard) routeMesh(c *call) {
 	default:
 		sh.toApp(c, d.share.pod, dst, client, major)
 	}
+}
+
+// believe is the client of a stream: what the peer claims, if it claims to be itself, else the peer.
+func believe(claimed, peer netip.AddrPort) netip.AddrPort {
+	if claimed.Addr() == peer.Addr() {
+		return claimed
+	}
+	return peer
 }
 
 func readArrival(req *exchange.Head, hbone bool) *arrival {

@@ -174,8 +174,9 @@ func (n *Node) SetPod(m *api.Pod, files []*os.File) error {
 		}
 		return err
 	}
-	if fresh && p.draining.Swap(false) {
+	if p.draining.Swap(false) {
 		n.process.Draining.Add(-1)
+		n.each(func(sh *shard) { sh.stay(p) })
 	}
 	if fresh {
 		n.process.Pods.Add(1)

@@ -153,7 +153,6 @@ func (sh *shard) routeOut(c *call) {
 	tg := sh.resolve(d)
 	c.tunnel = req.Major == 0
 	if !c.tunnel {
-		d.isHTTP = true
 		c.grpc = isGRPC(req)
 	}
 	ep := tg.balancer.Pick(sh.loop.Now(), c.tried)
@@ -196,7 +195,6 @@ func (sh *shard) routePlain(c *call) {
 	d, req := c.down, c.s.Req
 	c.tunnel = req.Major == 0
 	if !c.tunnel {
-		d.isHTTP = true
 		c.grpc = isGRPC(req)
 	}
 	sh.countIn(c)

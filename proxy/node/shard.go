@@ -90,11 +90,15 @@ func (sh *shard) listen(p *pod, files []*os.File) error {
 	}
 	s.stop()
 	s.listeners = fresh
-	if s.drain != nil {
+	return nil
+}
+
+// stay ends the draining of a pod that has come back.
+func (sh *shard) stay(p *pod) {
+	if s := sh.shares[p]; s != nil && s.drain != nil {
 		s.drain.Stop()
 		s.drain = nil
 	}
-	return nil
 }
 
 // listening reports whether f is a listening socket; the agent sends another file in the place of one that cannot be.

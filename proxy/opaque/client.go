@@ -102,9 +102,6 @@ func (cl *Client) deliver(p []byte, end bool) {
 	}
 	port.GotEnd = end
 	cl.s.Data(exchange.Up, p, end)
-	if cl.s != nil && end {
-		cl.s.Settle()
-	}
 	if cl.s != nil {
 		cl.gate.Update(cl.c, int(cl.s.Port(exchange.Up).Held))
 	}
@@ -130,7 +127,7 @@ func (cl *Client) Drained() {
 // Closed implements flow.Receiver.
 func (cl *Client) Closed(err error) {
 	cl.over = true
-	if s := cl.s; s != nil {
+	if s := cl.s; s != nil && (err != nil || !s.Port(exchange.Up).Complete()) {
 		cl.s = nil
 		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, 0, false)
 	}
@@ -171,7 +168,7 @@ func (cl *Client) Detach(s *exchange.Stream, _ exchange.Ending) {
 	cl.s = nil
 	cl.over = true
 	cl.served++
-	if p := s.Port(exchange.Up); p.GotEnd && p.SentEnd || !cl.moved {
+	if s.Port(exchange.Up).Complete() || !cl.moved {
 		cl.c.Close()
 	} else {
 		cl.c.Abort()

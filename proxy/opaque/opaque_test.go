@@ -93,15 +93,12 @@ func TestReset(t *testing.T) {
 	if r.client.Err == nil || r.h.Log[0].Reason != mesh.ReasonUpstreamReset {
 		t.Errorf("client %v, log %v", r.client.Err, r.h.Log)
 	}
-	r = newRig(nil, true)
-	r.h.OnRequest = nil
-	r.h.Up = func(*exchange.Stream) exchange.Upstream { return r.cl }
-	r2 := flowtest.New()
-	a, d := r2.Pair()
+	n := flowtest.New()
+	a, d := n.Pair()
 	p := exchangetest.NewPeer(a)
 	h := &exchangetest.Handler{OnRequest: func(s *exchange.Stream) { s.Fail(503, mesh.ReasonConnect, "no") }}
-	opaque.NewServer(d, h, exchange.ServerOptions{Clock: r2}, &exchange.Head{Method: "CONNECT"}, nil)
-	r2.Run()
+	opaque.NewServer(d, h, exchange.ServerOptions{Clock: n}, &exchange.Head{Method: "CONNECT"}, nil)
+	n.Run()
 	if p.Err == nil || p.Got.Len() != 0 || h.Log[0].Reason != mesh.ReasonConnect {
 		t.Errorf("a failed dial: %v, log %v", p.Err, h.Log)
 	}
@@ -145,8 +142,6 @@ func TestSniff(t *testing.T) {
 	}
 	r = newRig(verdict, false) // leaves
 	next := &exchangetest.Peer{}
-	sniff := verdict
-	verdict = func(p []byte) opaque.Verdict { return sniff(p) }
 	r.client.Send("GE")
 	r.n.Run()
 	r.client.Send("T /")
@@ -189,7 +184,6 @@ func TestBackpressure(t *testing.T) {
 func TestWaitsForUpstream(t *testing.T) {
 	r := newRig(nil, true)
 	var s *exchange.Stream
-	r = newRig(nil, true)
 	r.h.OnRequest = func(x *exchange.Stream) { s = x }
 	a, d := r.n.Pair()
 	client := exchangetest.NewPeer(a)
@@ -205,5 +199,55 @@ func TestWaitsForUpstream(t *testing.T) {
 	r.n.Run()
 	if r.app.Got.Len() != 1<<20 || !r.app.HadEOF {
 		t.Errorf("app got %d", r.app.Got.Len())
+	}
+}
+
+func TestClientLifecycle(t *testing.T) {
+	r := newRig(nil, true) // nothing is sent
+	if r.cl.Room() != 1 || r.cl.Active() != 0 {
+		t.Errorf("room %d, active %d", r.cl.Room(), r.cl.Active())
+	}
+	r.cl.Drain()
+	r.n.Run()
+	if r.cl.Room() != 0 || !r.app.Over() || r.app.Err != nil || len(r.changes) != 1 {
+		t.Errorf("drained: room %d, over %v, changes %v", r.cl.Room(), r.app.Over(), r.changes)
+	}
+	r = newRig(nil, false)
+	r.client.Send("x")
+	r.n.Run()
+	if r.cl.Room() != 0 || r.cl.Active() != 1 {
+		t.Errorf("room %d, active %d", r.cl.Room(), r.cl.Active())
+	}
+	r.cl.Drain()
+	r.n.Run()
+	if r.app.Over() || r.h.Open != 1 {
+		t.Error("drain cut the stream")
+	}
+	r.cl.Close()
+	r.n.Run()
+	if r.app.Err == nil || r.client.Err == nil || r.h.Open != 0 {
+		t.Errorf("closed: %v %v", r.app.Err, r.client.Err)
+	}
+}
+
+func TestSettle(t *testing.T) {
+	n := flowtest.New()
+	a, d := n.Pair()
+	up, b := n.Pair()
+	client, app := exchangetest.NewPeer(a), exchangetest.NewPeer(b)
+	cl := opaque.NewClient(up, exchange.ClientOptions{Clock: n})
+	h := &exchangetest.Handler{Up: func(*exchange.Stream) exchange.Upstream { return cl }}
+	sv := opaque.NewServer(d, h, exchange.ServerOptions{Clock: n}, &exchange.Head{Method: "CONNECT"},
+		func([]byte) opaque.Verdict { return opaque.More })
+	client.Send("half a w")
+	n.Run()
+	if !sv.Sniffing() || app.Got.Len() != 0 {
+		t.Error("forwarded while undecided")
+	}
+	sv.Settle()
+	client.Send("ord")
+	n.Run()
+	if got := app.Take(); sv.Sniffing() || got != "half a word" {
+		t.Errorf("app got %q", got)
 	}
 }

@@ -27,7 +27,9 @@ type Server struct {
 	sniff func(p []byte) Verdict
 	first []byte // client bytes that sniff has not decided about
 	gate  exchange.Gate
+	gone  bool // the connection has ended before its stream
 	left  bool
+	held  flow.Timer // the server's first bytes wait for the client's
 }
 
 // NewServer makes itself the receiver of c and starts one Stream with the request req, whose Method is CONNECT and
@@ -67,10 +69,11 @@ func (sv *Server) Data(p []byte) {
 			sv.first = append([]byte(nil), p...)
 		}
 		if len(sv.first) > flow.HighWater {
-			sv.settle(false)
+			sv.Settle()
 		}
 	case Leave:
 		sv.sniff, sv.first, sv.left = nil, nil, true
+		sv.unhold()
 		if s := sv.s; s != nil {
 			sv.s = nil
 			s.Leave()
@@ -78,6 +81,7 @@ func (sv *Server) Data(p []byte) {
 	default:
 		sv.sniff, sv.first = nil, nil
 		sv.deliver(p, false)
+		sv.release()
 	}
 }
 
@@ -110,6 +114,7 @@ func (sv *Server) deliver(p []byte, end bool) {
 func (sv *Server) EOF() {
 	if sv.s != nil {
 		sv.settle(true)
+		sv.release()
 	}
 }
 
@@ -126,6 +131,10 @@ func (sv *Server) Closed(err error) {
 		return
 	}
 	if s := sv.s; s != nil {
+		if err == nil && s.Port(exchange.Down).Complete() {
+			sv.gone = true // Detach tells the owner, once the upstream has taken what is left
+			return
+		}
 		sv.s = nil
 		s.Abort(exchange.Down, mesh.ReasonDownstreamReset, 0, false)
 	}
@@ -148,6 +157,9 @@ func (sv *Server) WriteHead(s *exchange.Stream, _ *exchange.Head, end bool) {
 // meanwhile goes to the upstream.
 func (sv *Server) Write(s *exchange.Stream, p []byte, end bool) int {
 	if sv.sniff != nil && len(p) > 0 {
+		if sv.hold(p) {
+			return 0
+		}
 		sv.settle(false)
 	}
 	n := exchange.WriteBounded(sv.c, p)
@@ -171,9 +183,15 @@ func (sv *Server) Credit(s *exchange.Stream, _ int) {
 // Detach implements exchange.Half.
 func (sv *Server) Detach(s *exchange.Stream, _ exchange.Ending) {
 	sv.s = nil
-	if p := s.Port(exchange.Down); p.GotEnd && p.SentEnd {
+	sv.unhold()
+	switch {
+	case sv.gone:
+		if sv.o.OnClose != nil {
+			sv.o.Clock.After(0, func() { sv.o.OnClose(nil) }) // after the stream's Done
+		}
+	case s.Port(exchange.Down).Complete():
 		sv.c.Close()
-	} else {
+	default:
 		sv.c.Abort()
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"conduit.io/conduit/cli/lab"
@@ -29,15 +30,21 @@ type trick struct {
 	prepare func(s *rawSocket, p *lab.Pod, to netip.AddrPort) error
 	// connect makes the connection; nil for a blocking connect(2). It may say the token on the way, and reports it.
 	connect func(s *rawSocket, to netip.AddrPort, token string) (said bool, err error)
+	// after is called when the connection has proven itself; then it must do so again.
+	after func(s *rawSocket, p *lab.Pod, to netip.AddrPort) error
 	// loopback: the client's address is not the pod's, so the server does not see what getsockname says.
 	loopback bool
 	early    bool // the SYN carries data, if the kernel may
+	refused  bool // the mesh may refuse it; the rest holds nevertheless
 }
 
 // outsiderSays is in what a pod outside the mesh says.
 const outsiderSays = "the-outsider-says-this"
 
-const trickTimeout = 10 * time.Second
+const (
+	trickTimeout = 10 * time.Second
+	patience     = 500 * time.Millisecond // with what may be refused
+)
 
 func setting(level, option, value int) func(*rawSocket, *lab.Pod, netip.AddrPort) error {
 	return func(s *rawSocket, _ *lab.Pod, _ netip.AddrPort) error {
@@ -93,6 +100,80 @@ func reused(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
 	return nil
 }
 
+// bindLinkLocal binds to the address that every IPv6 interface has.
+func bindLinkLocal(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
+	if to.Addr().Is4() {
+		return errNotApplicable
+	}
+	var addrs []netlink.Addr
+	var index int
+	if err := p.InNetns(func() error {
+		link, err := netlink.LinkByName(p.IfName())
+		if err != nil {
+			return err
+		}
+		index = link.Attrs().Index
+		addrs, err = netlink.AddrList(link, netlink.FAMILY_V6)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if ip, _ := netip.AddrFromSlice(a.IP); ip.IsLinkLocalUnicast() {
+			sa := &unix.SockaddrInet6{Addr: ip.As16(), ZoneId: uint32(index)}
+			return os.NewSyscallError("bind", unix.Bind(s.fd, sa))
+		}
+	}
+	return errors.New("eth0 has no link-local address")
+}
+
+// bindNew binds to an address that the pod has had for an instant, so that the agent does not know of it.
+func bindNew(s *rawSocket, p *lab.Pod, to netip.AddrPort) error {
+	a := netlink.Addr{IPNet: netlink.NewIPNet(newAddr(to).AsSlice()), Flags: unix.IFA_F_NODAD}
+	if err := p.InNetns(func() error {
+		link, err := netlink.LinkByName(p.IfName())
+		if err != nil {
+			return err
+		}
+		return netlink.AddrReplace(link, &a)
+	}); err != nil {
+		return err
+	}
+	return s.bind(netip.AddrPortFrom(newAddr(to), 0))
+}
+
+func newAddr(to netip.AddrPort) netip.Addr {
+	if to.Addr().Is4() {
+		return netip.MustParseAddr("10.223.1.201")
+	}
+	return netip.MustParseAddr("fd42:c0d1:0:1::201")
+}
+
+// bindForeign binds to an address that the pod does not have.
+func bindForeign(s *rawSocket, _ *lab.Pod, to netip.AddrPort) error {
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+	from := netip.MustParseAddrPort("[fd42:c0d1:0:1::202]:0")
+	if to.Addr().Is4() {
+		level, option = unix.IPPROTO_IP, unix.IP_TRANSPARENT
+		from = netip.MustParseAddrPort("10.223.1.202:0")
+	}
+	if err := unix.SetsockoptInt(s.fd, level, option, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	return s.bind(from)
+}
+
+// errNotApplicable: the trick does not exist for this address family.
+var errNotApplicable = errors.New("not applicable")
+
+// soon is connect(2) with little patience.
+func soon(s *rawSocket, to netip.AddrPort, _ string) (bool, error) {
+	if err := s.connectLater(to, patience); err != nil {
+		return false, err
+	}
+	return false, s.await()
+}
+
 func later(s *rawSocket, to netip.AddrPort, _ string) (bool, error) {
 	if err := s.connectLater(to, trickTimeout); err != nil {
 		return false, err
@@ -102,10 +183,22 @@ func later(s *rawSocket, to netip.AddrPort, _ string) (bool, error) {
 
 // fastOpen is sendto(2) with MSG_FASTOPEN: connect and write in one.
 func fastOpen(s *rawSocket, to netip.AddrPort, token string) (bool, error) {
+	return fastOpenWithin(s, to, token, trickTimeout)
+}
+
+func fastOpenSoon(s *rawSocket, to netip.AddrPort, token string) (bool, error) {
+	return fastOpenWithin(s, to, token, patience)
+}
+
+func fastOpenWithin(s *rawSocket, to netip.AddrPort, token string, timeout time.Duration) (bool, error) {
+	limit := unix.NsecToTimeval(timeout.Nanoseconds())
+	if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+		return false, err
+	}
 	if err := unix.Sendto(s.fd, []byte(token+"\n"), unix.MSG_FASTOPEN, s.sockaddr(to)); err != nil {
 		return false, os.NewSyscallError("sendto", err)
 	}
-	return true, s.begun(trickTimeout)
+	return true, s.begun(timeout)
 }
 
 var tricks = []trick{
@@ -122,7 +215,6 @@ var tricks = []trick{
 	{name: "bound to eth0", prepare: device("eth0")},
 	{name: "bound to eth0 fast open", prepare: device("eth0"), connect: fastOpen, early: true},
 	{name: "bound to eth0 v4-mapped", mapped: true, prepare: device("eth0"), connect: later},
-	{name: "bound to lo", prepare: device("lo")},
 	{name: "mark", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, 0x111)},
 	{name: "mark of the mesh", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, steerMark)},
 	{name: "mark zero", prepare: setting(unix.SOL_SOCKET, unix.SO_MARK, 0)},
@@ -130,6 +222,17 @@ var tricks = []trick{
 	{name: "bound to loopback", prepare: bindLoopback, loopback: true},
 	{name: "not routed", prepare: setting(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1)},
 	{name: "everything at once", prepare: all(bindPod, device("eth0"), setting(unix.SOL_SOCKET, unix.SO_MARK, 0x222)), connect: later},
+	{name: "bound to eth0 afterwards", after: device("eth0")},
+	{name: "not routed afterwards", after: setting(unix.SOL_SOCKET, unix.SO_DONTROUTE, 1)},
+	{name: "priority afterwards", after: all(setting(unix.SOL_SOCKET, unix.SO_PRIORITY, 5), setting(unix.IPPROTO_IP, unix.IP_TOS, 0x10))},
+	{name: "mark afterwards", after: setting(unix.SOL_SOCKET, unix.SO_MARK, 0x111)},
+	{name: "mark zero afterwards", after: setting(unix.SOL_SOCKET, unix.SO_MARK, 0)},
+	{name: "mark afterwards v4-mapped", mapped: true, after: setting(unix.SOL_SOCKET, unix.SO_MARK, 0x333)},
+	{name: "mptcp mark afterwards", proto: unix.IPPROTO_MPTCP, after: setting(unix.SOL_SOCKET, unix.SO_MARK, 0x111)},
+	{name: "bound to the link-local address", prepare: bindLinkLocal, connect: soon, refused: true},
+	{name: "bound to a new address", prepare: bindNew, connect: soon, refused: true},
+	{name: "bound to a foreign address", prepare: bindForeign, connect: soon, refused: true},
+	{name: "bound to a foreign address fast open", prepare: bindForeign, connect: fastOpenSoon, refused: true},
 	{name: "reused socket", prepare: reused},
 	{name: "reused socket with mark", prepare: all(reused, setting(unix.SOL_SOCKET, unix.SO_MARK, 7)), connect: fastOpen},
 }
@@ -235,12 +338,18 @@ func (s *steering) try(t *testing.T, p *lab.Pod, k *trick, c course) {
 	t.Helper()
 	before, carried := steered(t, p.Node, p), meshed(t, p)
 	saw, local, err := k.do(t, p, c)
+	if k.refused && err != nil {
+		if n := meshed(t, p) - carried; n != 0 {
+			t.Errorf("to %s: %v, but it was carried", c.dial, err)
+		}
+		return
+	}
 	want := sighting{name: c.name, accepted: local, peer: local, local: c.local, token: secret}
-	if k.loopback { // what the server is shown then is not the mesh's to say
+	if k.loopback || k.refused { // what the server is shown then is not the mesh's to say
 		want.accepted, want.peer = saw.accepted, saw.peer
 	}
 	if err != nil || saw != want {
-		t.Errorf("to %s: %v: server saw %+v, want %+v", c.dial, err, saw, want)
+		t.Errorf("to %s: %v: server saw %v, want %v", c.dial, err, saw, want)
 	}
 	if n := steered(t, p.Node, p) - before; n != 1 {
 		t.Errorf("to %s: %v connections steered, want 1", c.dial, n)
@@ -294,6 +403,14 @@ func (k *trick) do(t *testing.T, p *lab.Pod, c course) (saw sighting, local neti
 	}
 	if saw, err = s.hear(); err != nil {
 		return saw, local, err
+	}
+	if k.after != nil {
+		if err = k.after(s, p, c.dial); err == nil {
+			saw, err = s.ask(secret, false)
+		}
+		if err != nil {
+			return saw, local, fmt.Errorf("afterwards: %w", err)
+		}
 	}
 	local, peer, err := s.names()
 	if err == nil && peer != c.dial {

@@ -141,7 +141,7 @@ func (v *visit) talk() error {
 	}
 	want := sighting{name: v.course.name, accepted: local, peer: local, local: v.course.local, token: v.token}
 	if saw != want || peer != v.course.dial || !slices.Contains(v.from.IPs, local.Addr()) {
-		return &misrouted{fmt.Sprintf("dialled %s from %s, peer is %s: server saw %+v, want %+v", v.course.dial, local, peer, saw, want)}
+		return &misrouted{fmt.Sprintf("dialled %s from %s, peer is %s: server saw %v, want %v", v.course.dial, local, peer, saw, want)}
 	}
 	return nil
 }

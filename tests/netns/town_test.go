@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -43,10 +44,7 @@ func newTown(t *testing.T) *town {
 	}
 	w := &town{Net: n}
 	w.one, w.two = n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})
-	w.server = n.Pod(w.two, "shop", "server", lab.PodOptions{ServiceAccount: "server"})
-	w.away = n.Pod(w.one, "shop", "away", lab.PodOptions{})
-	w.beside = n.Pod(w.two, "shop", "beside", lab.PodOptions{})
-	w.outsider = n.Pod(w.one, "plain", "outsider", lab.PodOptions{})
+	w.pods(t)
 	// The addresses of a new pod are usable for others once their agent has read its manifest.
 	port := testnet.Echo(t, w.server, 0)
 	for _, path := range w.paths(port) {
@@ -62,6 +60,29 @@ func newTown(t *testing.T) *town {
 	return w
 }
 
+// pods makes all pods at once: each waits for duplicate address detection.
+func (w *town) pods(t *testing.T) {
+	t.Helper()
+	var group sync.WaitGroup
+	add := func(to **lab.Pod, node *lab.Node, namespace, name string, opts lab.PodOptions) {
+		group.Go(func() {
+			p, err := node.AddPod(t.Context(), namespace, name, opts)
+			if err != nil {
+				t.Error(err)
+			}
+			*to = p
+		})
+	}
+	add(&w.server, w.two, "shop", "server", lab.PodOptions{ServiceAccount: "server"})
+	add(&w.away, w.one, "shop", "away", lab.PodOptions{})
+	add(&w.beside, w.two, "shop", "beside", lab.PodOptions{})
+	add(&w.outsider, w.one, "plain", "outsider", lab.PodOptions{})
+	group.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
 // path is a way from a client to the server.
 type path struct {
 	name string
@@ -75,6 +96,10 @@ func (p path) client() netip.Addr {
 		return p.from.IP(lab.IPv4)
 	}
 	return p.from.IP(lab.IPv6)
+}
+
+func podPort(p *lab.Pod, f lab.Families, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(p.IP(f), port)
 }
 
 func (p path) dial(t *testing.T) *net.TCPConn {
@@ -95,7 +120,7 @@ func (p path) dialer() func(context.Context, string, string) (net.Conn, error) {
 }
 
 func (w *town) paths(port uint16) []path {
-	v4, v6 := netip.AddrPortFrom(w.server.IP(lab.IPv4), port), netip.AddrPortFrom(w.server.IP(lab.IPv6), port)
+	v4, v6 := podPort(w.server, lab.IPv4, port), podPort(w.server, lab.IPv6, port)
 	return []path{{"away/v4", w.away, v4}, {"away/v6", w.away, v6}, {"beside/v4", w.beside, v4}}
 }
 

@@ -28,9 +28,12 @@ type sighting struct {
 	token    string         // what the client said
 }
 
-func (s sighting) line() string {
-	return fmt.Sprintf("%s %s %s %s %s\n", s.name, s.accepted, s.peer, s.local, s.token)
+// String is what a witness answers, and parseSighting reads.
+func (s sighting) String() string {
+	return fmt.Sprintf("%s %s %s %s %s", s.name, s.accepted, s.peer, s.local, s.token)
 }
+
+func (s sighting) line() string { return s.String() + "\n" }
 
 func parseSighting(line string) (s sighting, err error) {
 	f := strings.Fields(line)
