@@ -16,18 +16,19 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	cgroupMapCdtCarry      = "cdt_carry"
-	cgroupMapCdtCounters   = "cdt_counters"
-	cgroupMapCdtListeners  = "cdt_listeners"
-	cgroupMapCdtPods       = "cdt_pods"
-	cgroupMapCdtTags       = "cdt_tags"
-	cgroupProgCdtConnect4  = "cdt_connect4"
-	cgroupProgCdtConnect6  = "cdt_connect6"
-	cgroupProgCdtCreate    = "cdt_create"
-	cgroupProgCdtPeername4 = "cdt_peername4"
-	cgroupProgCdtPeername6 = "cdt_peername6"
-	cgroupProgCdtSockops   = "cdt_sockops"
-	cgroupVarCdtHaveRetval = "cdt_have_retval"
+	cgroupMapCdtCarry       = "cdt_carry"
+	cgroupMapCdtCounters    = "cdt_counters"
+	cgroupMapCdtListeners   = "cdt_listeners"
+	cgroupMapCdtPods        = "cdt_pods"
+	cgroupMapCdtTags        = "cdt_tags"
+	cgroupProgCdtConnect4   = "cdt_connect4"
+	cgroupProgCdtConnect6   = "cdt_connect6"
+	cgroupProgCdtCreate     = "cdt_create"
+	cgroupProgCdtPeername4  = "cdt_peername4"
+	cgroupProgCdtPeername6  = "cdt_peername6"
+	cgroupProgCdtSetsockopt = "cdt_setsockopt"
+	cgroupProgCdtSockops    = "cdt_sockops"
+	cgroupVarCdtHaveRetval  = "cdt_have_retval"
 )
 
 // loadCgroup returns the embedded CollectionSpec for cgroup.
@@ -72,12 +73,13 @@ type cgroupSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type cgroupProgramSpecs struct {
-	CdtConnect4  *ebpf.ProgramSpec `ebpf:"cdt_connect4"`
-	CdtConnect6  *ebpf.ProgramSpec `ebpf:"cdt_connect6"`
-	CdtCreate    *ebpf.ProgramSpec `ebpf:"cdt_create"`
-	CdtPeername4 *ebpf.ProgramSpec `ebpf:"cdt_peername4"`
-	CdtPeername6 *ebpf.ProgramSpec `ebpf:"cdt_peername6"`
-	CdtSockops   *ebpf.ProgramSpec `ebpf:"cdt_sockops"`
+	CdtConnect4   *ebpf.ProgramSpec `ebpf:"cdt_connect4"`
+	CdtConnect6   *ebpf.ProgramSpec `ebpf:"cdt_connect6"`
+	CdtCreate     *ebpf.ProgramSpec `ebpf:"cdt_create"`
+	CdtPeername4  *ebpf.ProgramSpec `ebpf:"cdt_peername4"`
+	CdtPeername6  *ebpf.ProgramSpec `ebpf:"cdt_peername6"`
+	CdtSetsockopt *ebpf.ProgramSpec `ebpf:"cdt_setsockopt"`
+	CdtSockops    *ebpf.ProgramSpec `ebpf:"cdt_sockops"`
 }
 
 // cgroupMapSpecs contains maps before they are loaded into the kernel.
@@ -146,12 +148,13 @@ type cgroupVariables struct {
 //
 // It can be passed to loadCgroupObjects or ebpf.CollectionSpec.LoadAndAssign.
 type cgroupPrograms struct {
-	CdtConnect4  *ebpf.Program `ebpf:"cdt_connect4"`
-	CdtConnect6  *ebpf.Program `ebpf:"cdt_connect6"`
-	CdtCreate    *ebpf.Program `ebpf:"cdt_create"`
-	CdtPeername4 *ebpf.Program `ebpf:"cdt_peername4"`
-	CdtPeername6 *ebpf.Program `ebpf:"cdt_peername6"`
-	CdtSockops   *ebpf.Program `ebpf:"cdt_sockops"`
+	CdtConnect4   *ebpf.Program `ebpf:"cdt_connect4"`
+	CdtConnect6   *ebpf.Program `ebpf:"cdt_connect6"`
+	CdtCreate     *ebpf.Program `ebpf:"cdt_create"`
+	CdtPeername4  *ebpf.Program `ebpf:"cdt_peername4"`
+	CdtPeername6  *ebpf.Program `ebpf:"cdt_peername6"`
+	CdtSetsockopt *ebpf.Program `ebpf:"cdt_setsockopt"`
+	CdtSockops    *ebpf.Program `ebpf:"cdt_sockops"`
 }
 
 func (p *cgroupPrograms) Close() error {
@@ -161,6 +164,7 @@ func (p *cgroupPrograms) Close() error {
 		p.CdtCreate,
 		p.CdtPeername4,
 		p.CdtPeername6,
+		p.CdtSetsockopt,
 		p.CdtSockops,
 	)
 }

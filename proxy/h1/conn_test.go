@@ -327,3 +327,50 @@ func TestClientThatNeverReads(t *testing.T) {
 		t.Errorf("%d answers, EOF %v", n, r.client.HadEOF)
 	}
 }
+
+// TestTunnelOutlivesItsClient has a client that is done in both directions while the server has not taken everything.
+func TestTunnelOutlivesItsClient(t *testing.T) {
+	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.do("CONNECT h:22 HTTP/1.1\r\nHost: h:22\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n")
+	r.app.C.CloseWrite()
+	r.n.Run()
+	r.app.C.Room = 32 << 10
+	r.app.C.Pause()
+	r.client.Send(strings.Repeat("x", 150<<10))
+	r.client.C.CloseWrite()
+	r.n.Run()
+	if !r.client.Ended || r.client.Err != nil || r.h.Open != 1 || r.closed != 0 {
+		t.Fatalf("client %v %v, open %d, closed %d", r.client.Ended, r.client.Err, r.h.Open, r.closed)
+	}
+	r.app.C.Resume()
+	r.n.Run()
+	if r.app.Got.Len() != 150<<10 || !r.app.HadEOF || r.app.Err != nil || r.h.Log[0].Reason != "" || r.closed != 1 {
+		t.Errorf("app got %d, EOF %v, %v, log %v, closed %d", r.app.Got.Len(), r.app.HadEOF, r.app.Err, r.h.Log, r.closed)
+	}
+}
+
+// TestResponseOutlivesItsServer has a server that is gone before a slow client has taken its complete answer, and one
+// that says more than it was asked.
+func TestResponseOutlivesItsServer(t *testing.T) {
+	body := strings.Repeat("x", 200<<10)
+	for _, extra := range []string{"", ok200} {
+		r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+		r.client.C.Room = 8 << 10
+		r.client.C.Pause()
+		r.client.Send(get)
+		r.n.Run()
+		r.app.Send("HTTP/1.1 200 OK\r\ncontent-length: 204800\r\n\r\n" + body + extra)
+		r.n.Run()
+		if r.h.Open != 1 || r.cl.Room() != 0 {
+			t.Fatalf("open %d, room %d", r.h.Open, r.cl.Room())
+		}
+		r.app.C.Close()
+		r.n.Run()
+		r.client.C.Resume()
+		r.n.Run()
+		got := r.client.Take()
+		if _, b, _ := strings.Cut(got, "\r\n\r\n"); b != body || r.h.Log[0].Reason != "" || r.client.Over() || r.cl.Room() != 0 {
+			t.Errorf("extra %q: got %d, log %v, over %v", extra, len(got), r.h.Log, r.client.Over())
+		}
+	}
+}

@@ -120,6 +120,10 @@ func (sv *Server) Detach(s *exchange.Stream, e exchange.Ending) {
 	sv.s, sv.out.mode = nil, modeNone
 	sv.lastUse = sv.o.Clock.Now()
 	switch {
+	case sv.gone:
+		if sv.o.OnClose != nil {
+			sv.o.Clock.After(0, func() { sv.o.OnClose(nil) }) // after the stream's Done
+		}
 	case !p.SentEnd && (mode == modeChunked || mode == modeLength):
 		sv.shut() // the framing shows that the response is cut short
 	case !p.SentEnd:

@@ -56,6 +56,7 @@ type Server struct {
 	eof     bool
 	closing bool // the connection ends with the current exchange
 	drain   bool
+	gone    bool // the connection has ended before its stream
 	kicked  bool // a call of resume is pending
 	stalled bool // the client does not take its answers: nothing more is read until it does
 
@@ -326,6 +327,10 @@ func (sv *Server) Closed(err error) {
 		sv.in = nil
 	}
 	if s := sv.s; s != nil {
+		if err == nil && s.Port(exchange.Down).Complete() {
+			sv.gone = true // a tunnel: Detach tells the owner, once the upstream has taken what is left
+			return
+		}
 		sv.s = nil
 		s.Abort(exchange.Down, mesh.ReasonDownstreamReset, 0, false)
 	}

@@ -195,3 +195,47 @@ func TestClientGoAway(t *testing.T) {
 		t.Errorf("the last stream was not served: %v, over %v", r.client.Frames, r.client.Over())
 	}
 }
+
+// TestWindowsBoundWhatIsQueued has a client that asks for much and takes nothing: complete responses, too, count against
+// the window of the connection that they came over, and survive its end.
+func TestWindowsBoundWhatIsQueued(t *testing.T) {
+	r := newRig(false)
+	r.client.Settings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	const size = 200 << 10
+	window := 65535
+	for _, f := range r.app.Find(http2.FrameWindowUpdate, 0) {
+		window += int(f.Inc)
+	}
+	id, sent := uint32(1), 0
+	for ; sent+size <= window; id += 2 {
+		r.client.Headers(id, true, getReq...)
+		r.n.Run()
+		if len(r.app.Find(http2.FrameHeaders, id)) == 0 {
+			t.Fatalf("stream %d was not forwarded", id)
+		}
+		r.app.Headers(id, false, ":status", "200")
+		for k := 0; k < size; k += 10240 {
+			r.app.Body(id, k+10240 == size, make([]byte, 10240))
+		}
+		sent += size
+		r.n.Run()
+		if r.cl.Room() == 0 {
+			break
+		}
+	}
+	if sent < window/2 || r.cl.Room() != 0 {
+		t.Errorf("after %d bytes of %d there is room for %d", sent, window, r.cl.Room())
+	}
+	if n := len(r.app.Find(http2.FrameWindowUpdate, 0)); n != 1 {
+		t.Errorf("the window was opened %d times for bytes that nobody took", n-1)
+	}
+	r.app.C.Close()
+	r.n.Run()
+	r.client.Settings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: size})
+	_ = r.client.F.WriteWindowUpdate(0, 1<<30)
+	r.client.Flush()
+	r.n.Run()
+	if b, end := r.client.Bytes(1); len(b) != size || !end || r.h.Open != 0 || r.h.Log[0].Reason != "" {
+		t.Errorf("got %d, end %v, open %d, log %v", len(b), end, r.h.Open, r.h.Log[0])
+	}
+}

@@ -52,6 +52,7 @@ func (sv *Server) Closed(err error) {
 	}
 	if len(sv.streams) == 0 {
 		sv.gone()
+		sv.gone = nil
 	}
 }
 

@@ -317,3 +317,30 @@ func TestSeveralShards(t *testing.T) {
 		t.Run(name, test)
 	}
 }
+
+// A pod's record may change while its connections are open and its streams wait.
+func TestRecordChangesUnderWay(t *testing.T) {
+	n := local(t, mesh.Detect, webIP+":8080", "127.9.8.8:8080")
+	httpApp(t, webIP+":8080", "one")
+	c := httpClient(t, true)
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				n.must(&api.Message{Pod: &api.Pod{Cookie: 101, Workload: workload("client", "n1", clientIP)}})
+			}
+		}
+	}()
+	for range 50 {
+		if status, body, h := get(t, c, "http://"+httpSvc+"/"); status != 200 {
+			t.Errorf("%d %q %v", status, body, h)
+		}
+	}
+	close(stop)
+	<-done
+}

@@ -140,7 +140,7 @@ func (s *Server) replace(c *frame.Conn) {
 			s.current = nil
 		}
 		s.mu.Unlock()
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 			s.log.Warn("agent connection ended", "error", err)
 			return
 		}
@@ -148,6 +148,7 @@ func (s *Server) replace(c *frame.Conn) {
 	}()
 }
 
+// serve carries out requests until the connection fails or ends (io.EOF).
 func (s *Server) serve(c *frame.Conn) error {
 	if err := s.greet(c); err != nil {
 		return err

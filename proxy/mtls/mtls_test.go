@@ -405,7 +405,9 @@ func TestSession(t *testing.T) {
 	again(cli, true, "and again")
 	set(node.Certificates{Roots: append(newAuthority(t).pem, ca.pem...)})
 	again(cli, false, "new roots beside the old")
-	if a, b := clientConfig(t, st, cli, srv), clientConfig(t, st, cli, srv); a != b || serverConfig(t, st, srv) != serverConfig(t, st, srv) {
+	clients := [2]any{clientConfig(t, st, cli, srv), clientConfig(t, st, cli, srv)}
+	servers := [2]any{serverConfig(t, st, srv), serverConfig(t, st, srv)}
+	if clients[0] != clients[1] || servers[0] != servers[1] {
 		t.Error("configurations are made anew each time")
 	}
 }

@@ -158,7 +158,7 @@ func (c *call) dialFailed(reason mesh.Reason, detail string) {
 	if c.ep != nil && reason != mesh.ReasonOverload && reason != mesh.ReasonNoCertificate && reason != mesh.ReasonDraining {
 		c.ep.Failed(c.sh.loop.Now())
 	}
-	many := c.ep != nil && c.down.target.balancer.Len() > 1
+	many := c.ep != nil && c.sh.resolve(c.down).balancer.Len() > 1
 	if many && c.attempts < maxAttempts {
 		c.sh.n.process.Retries.Add(1)
 		c.again()

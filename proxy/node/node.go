@@ -265,8 +265,8 @@ func (n *Node) reregister(p *pod, keep bool) {
 		r.byCookie[p.cookie] = p
 	}
 	for _, q := range r.byCookie {
-		if !q.draining.Load() {
-			r.byUID[q.record().UID] = q
+		if uid := q.record().UID; uid != "" && !q.draining.Load() {
+			r.byUID[uid] = q
 		}
 	}
 	n.pods.Store(r)

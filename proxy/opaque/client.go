@@ -127,7 +127,7 @@ func (cl *Client) Drained() {
 // Closed implements flow.Receiver.
 func (cl *Client) Closed(err error) {
 	cl.over = true
-	if s := cl.s; s != nil && (err != nil || !s.Port(exchange.Up).Complete()) {
+	if s := cl.s; s != nil {
 		cl.s = nil
 		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, 0, false)
 	}

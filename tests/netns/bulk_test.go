@@ -15,26 +15,34 @@ import (
 	"conduit.io/conduit/tests/testnet"
 )
 
-// bulk is how many bytes go each way: one GiB.
-const bulk = 1 << 30
+// How many bytes go each way.
+const (
+	bulk    = 1 << 30
+	bulkWeb = 1 << 29
+)
 
-// TestBulk sends a GiB up and a GiB down, over mTLS between nodes: as bytes, and as bodies of HTTP. What arrives is what was
+// TestBulk sends a GiB up and a GiB down, over mTLS between nodes, and half of it as bodies of HTTP. What arrives is what was
 // sent, and neither proxy keeps it.
 func TestBulk(t *testing.T) {
 	w := newTown(t)
-	want, _, err := sum(noise('b', bulk))
+	t.Run("opaque", func(t *testing.T) { bulkOpaque(t, w, sumOf(t, 'b', bulk)) })
+	t.Run("http", func(t *testing.T) { bulkHTTP(t, w, sumOf(t, 'b', bulkWeb)) })
+}
+
+func sumOf(t *testing.T, seed byte, n int64) string {
+	t.Helper()
+	s, _, err := sum(noise(seed, n))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("opaque", func(t *testing.T) { bulkOpaque(t, w, want) })
-	t.Run("http", func(t *testing.T) { bulkHTTP(t, w, want) })
+	return s
 }
 
 // rate logs how long bytes took.
-func rate(t *testing.T, what string, start time.Time) {
+func rate(t *testing.T, what string, bytes int, start time.Time) {
 	t.Helper()
 	took := time.Since(start)
-	t.Logf("%s: %d MiB in %v, %.0f MiB/s", what, bulk>>20, took.Round(time.Millisecond), float64(bulk>>20)/took.Seconds())
+	t.Logf("%s: %d MiB in %v, %.0f MiB/s", what, bytes>>20, took.Round(time.Millisecond), float64(bytes>>20)/took.Seconds())
 }
 
 // bulkOpaque speaks a protocol of one letter: U and then bytes, answered by their sum; or D, answered by bytes.
@@ -65,7 +73,7 @@ func bulkOpaque(t *testing.T, w *town, want string) {
 	if got, err := io.ReadAll(up); err != nil || string(got) != fmt.Sprintf("%d %s", bulk, want) {
 		t.Errorf("the server got %q, %v; want %d bytes with the sum %s", got, err, bulk, want)
 	}
-	rate(t, "up", start)
+	rate(t, "up", bulk, start)
 	down := bulkDial(t, p)
 	start = time.Now()
 	if _, err := down.Write([]byte("D")); err != nil {
@@ -74,7 +82,7 @@ func bulkOpaque(t *testing.T, w *town, want string) {
 	if got, n, err := sum(down); err != nil || n != bulk || got != want {
 		t.Errorf("the client got %d bytes with the sum %s, %v; want %d with %s", n, got, err, bulk, want)
 	}
-	rate(t, "down", start)
+	rate(t, "down", bulk, start)
 	memory.check(t)
 }
 
@@ -91,7 +99,7 @@ func bulkDial(t *testing.T, p path) *net.TCPConn {
 func bulkHTTP(t *testing.T, w *town, want string) {
 	port := serveHTTP(t, w.server, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
-			io.Copy(rw, noise('b', bulk))
+			io.Copy(rw, noise('b', bulkWeb))
 			return
 		}
 		got, n, err := sum(r.Body)
@@ -104,7 +112,7 @@ func bulkHTTP(t *testing.T, w *town, want string) {
 	defer cancel()
 	memory := w.watchRSS(t)
 	start := time.Now()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.to.String()+"/up", onlyReader{noise('b', bulk)})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.to.String()+"/up", onlyReader{noise('b', bulkWeb)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,10 +122,10 @@ func bulkHTTP(t *testing.T, w *town, want string) {
 	}
 	got, err := io.ReadAll(res.Body)
 	res.Body.Close()
-	if err != nil || res.StatusCode != 200 || string(got) != fmt.Sprintf("%d of -1 %s <nil>", bulk, want) {
+	if err != nil || res.StatusCode != 200 || string(got) != fmt.Sprintf("%d of -1 %s <nil>", bulkWeb, want) {
 		t.Errorf("upload: %s %q, %v; want the sum %s", res.Status, got, err, want)
 	}
-	rate(t, "chunked upload", start)
+	rate(t, "chunked upload", bulkWeb, start)
 	start = time.Now()
 	req, err = http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.to.String()+"/down", nil)
 	if err != nil {
@@ -127,10 +135,10 @@ func bulkHTTP(t *testing.T, w *town, want string) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if got, n, err := sum(res.Body); err != nil || n != bulk || got != want || res.ContentLength != -1 {
+	if got, n, err := sum(res.Body); err != nil || n != bulkWeb || got != want || res.ContentLength != -1 {
 		t.Errorf("download: %d bytes with the sum %s, %v; want %s", n, got, err, want)
 	}
-	rate(t, "download", start)
+	rate(t, "download", bulkWeb, start)
 	memory.check(t)
 }
 
@@ -143,9 +151,12 @@ func TestStoppedReader(t *testing.T) {
 	web := serveHTTP(t, w.server, s)
 	for _, i := range []int{0, 2} {
 		p, h := w.paths(raw)[i], w.paths(web)[i]
-		t.Run(p.name+"/opaque", func(t *testing.T) { stopReading(t, w, s, p, func() io.Reader { return s.open(t, p) }, p, h) })
-		t.Run(h.name+"/http1", func(t *testing.T) { stopReading(t, w, s, h, func() io.Reader { return s.get(t, h, false) }, p, h) })
-		t.Run(h.name+"/http2", func(t *testing.T) { stopReading(t, w, s, h, func() io.Reader { return s.get(t, h, true) }, p, h) })
+		t.Run(p.name+"/opaque", func(t *testing.T) { stopReading(t, w, s, p, h, func(*http.Client) io.Reader { return s.open(t, p) }) })
+		for name, h2 := range map[string]bool{"http1": false, "http2": true} {
+			t.Run(h.name+"/"+name, func(t *testing.T) {
+				stopReading(t, w, s, p, h, func(same *http.Client) io.Reader { return s.get(t, h, h2, same) })
+			})
+		}
 	}
 	t.Run("server stops reading", func(t *testing.T) { serverStops(t, w) })
 }
@@ -173,28 +184,28 @@ func waitStalled(t *testing.T, count func() int64) int64 {
 	return last
 }
 
-func stopReading(t *testing.T, w *town, s *pusher, p path, open func() io.Reader, raw, web path) {
+// stopReading lets open begin an answer that is not read at first. With HTTP/2 it is on a connection of the client that
+// open gets.
+func stopReading(t *testing.T, w *town, s *pusher, raw, web path, open func(*http.Client) io.Reader) {
 	memory := w.watchRSS(t)
 	s.sent.Store(0)
-	r := open()
+	same := webClient(t, web, true)
+	r := open(same)
 	sent := waitStalled(t, s.sent.Load)
 	if sent > inFlight {
 		t.Errorf("the server wrote %d bytes to a client that does not read, want at most %d", sent, inFlight)
 	}
 	t.Logf("the server stopped after %d KiB", sent>>10)
-	// The same link between the nodes goes on carrying others, of either kind.
+	// The same link between the nodes goes on carrying others, of every kind, and so does the client's own connection.
 	for range 20 {
-		if err := s.small(t, raw, web); err != nil {
+		if err := s.small(t, raw, web, same); err != nil {
 			t.Fatalf("beside a stopped reader: %v", err)
 		}
 	}
 	if now := s.sent.Load(); now-sent > 0 {
 		t.Errorf("%d bytes more were written meanwhile", now-sent)
 	}
-	want, _, err := sum(noise('p', pushed))
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := sumOf(t, 'p', pushed)
 	if got, n, err := sum(r); err != nil || n != pushed || got != want {
 		t.Errorf("after all the client got %d bytes, sum %s, %v; want %d, %s", n, got, err, pushed, want)
 	}

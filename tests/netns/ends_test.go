@@ -79,9 +79,13 @@ func (s *pusher) open(t *testing.T, p path) io.Reader {
 	return c
 }
 
-func (s *pusher) get(t *testing.T, p path, h2 bool) io.Reader {
+// get asks over same for HTTP/2, over a connection of its own for HTTP/1.1.
+func (s *pusher) get(t *testing.T, p path, h2 bool, same *http.Client) io.Reader {
 	t.Helper()
-	res, err := webClient(t, p, h2).Get("http://" + p.to.String() + "/push")
+	if !h2 {
+		same = webClient(t, p, false)
+	}
+	res, err := same.Get("http://" + p.to.String() + "/push")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,8 +103,8 @@ func webClient(t *testing.T, p path, h2 bool) *http.Client {
 	return &http.Client{Transport: tr, Timeout: 2 * time.Minute}
 }
 
-// small makes one exchange of each kind: bytes, HTTP/1.1, HTTP/2.
-func (s *pusher) small(t *testing.T, raw, web path) error {
+// small makes one exchange of each kind: bytes, HTTP/1.1 and HTTP/2 on new connections, and one with each of the clients.
+func (s *pusher) small(t *testing.T, raw, web path, clients ...*http.Client) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -108,18 +112,21 @@ func (s *pusher) small(t *testing.T, raw, web path) error {
 		return fmt.Errorf("opaque: %q, %w", got, err)
 	}
 	for _, h2 := range []bool{false, true} {
+		hc := webClient(t, web, h2)
+		defer hc.CloseIdleConnections()
+		clients = append(clients, hc)
+	}
+	for _, hc := range clients {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+web.to.String()+"/small", nil)
 		if err != nil {
 			return err
 		}
-		hc := webClient(t, web, h2)
 		res, err := hc.Do(req)
 		if err != nil {
 			return err
 		}
 		got, err := io.ReadAll(res.Body)
 		res.Body.Close()
-		hc.CloseIdleConnections()
 		if err != nil || !strings.HasSuffix(string(got), " /small") {
 			return fmt.Errorf("http: %q, %w", got, err)
 		}

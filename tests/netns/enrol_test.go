@@ -1,69 +1,409 @@
 package netns_test
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"conduit.io/conduit/cli/lab"
 	"conduit.io/conduit/tests/testnet"
 )
 
-// TestEnrolRunningNamespace labels a namespace whose pods run and talk, and takes the label away again. Connections
-// that are open at either moment go on; new ones are steered, or not, from then on.
-func TestEnrolRunningNamespace(t *testing.T) {
+// livePort is where every pod of running answers.
+const livePort = 8300
+
+// running are pods that talk while the mesh comes and goes.
+type running struct {
+	*testnet.Net
+	one, two                *lab.Node
+	client, near, far       *lab.Pod // of the namespace shop
+	opted                   *lab.Pod // of shop too, but labelled disabled
+	outsider                *lab.Pod
+	stop                    context.CancelFunc
+	ctx                     context.Context
+	talks                   sync.WaitGroup
+	before, during, between []*talk
+}
+
+func newRunning(t *testing.T) *running {
 	n := testnet.New(t, testnet.Config{Mesh: true})
-	label := func(labels map[string]string) {
-		t.Helper()
-		if err := n.WriteNamespace("shop", labels, nil); err != nil {
+	r := &running{Net: n}
+	for _, ns := range []string{"shop", "plain"} {
+		if err := n.WriteNamespace(ns, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	label(nil)
-	one, two := n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{})
-	client, server := n.Pod(one, "shop", "client", lab.PodOptions{}), n.Pod(two, "shop", "server", lab.PodOptions{})
-	port := testnet.Echo(t, server, 0)
-	to := netip.AddrPortFrom(server.IP(lab.IPv4), port)
-	state := func(want ...string) {
-		t.Helper()
-		testnet.Eventually(t, 20*time.Second, func(context.Context) error {
-			if got := slices.Concat(enrolled(t, one), enrolled(t, two)); !slices.Equal(got, want) {
-				return fmt.Errorf("enrolled: %v, want %v", got, want)
+	r.one, r.two = n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})
+	r.client, r.near = n.Pod(r.one, "shop", "client", lab.PodOptions{}), n.Pod(r.one, "shop", "near", lab.PodOptions{})
+	r.far = n.Pod(r.two, "shop", "far", lab.PodOptions{})
+	r.opted = n.Pod(r.one, "shop", "opted", lab.PodOptions{Labels: map[string]string{"conduit.io/mesh": "disabled"}})
+	r.outsider = n.Pod(r.one, "plain", "outsider", lab.PodOptions{})
+	for _, p := range n.Pods() {
+		witness(t, p, livePort, false, "tcp")
+	}
+	r.ctx, r.stop = context.WithCancel(t.Context())
+	t.Cleanup(func() { r.stop(); r.talks.Wait() })
+	return r
+}
+
+// pairs are who talks to whom, in both directions, on one node and between two.
+func (r *running) pairs() [][2]*lab.Pod {
+	return [][2]*lab.Pod{
+		{r.client, r.far}, {r.far, r.client}, {r.client, r.near}, {r.near, r.client},
+		{r.client, r.outsider}, {r.outsider, r.client}, {r.outsider, r.far}, {r.opted, r.far}, {r.far, r.opted},
+	}
+}
+
+// enrol labels the namespace, or takes the label away, and waits until the kernel of either node has it so.
+func (r *running) enrol(t *testing.T, yes bool) {
+	t.Helper()
+	var labels map[string]string
+	want := []string(nil)
+	if yes {
+		labels = map[string]string{"conduit.io/mesh": "enabled"}
+		want = []string{"shop/client", "shop/far", "shop/near"}
+	}
+	if err := r.WriteNamespace("shop", labels, nil); err != nil {
+		t.Fatal(err)
+	}
+	testnet.Eventually(t, 15*time.Second, func(context.Context) error {
+		got := slices.Sorted(slices.Values(slices.Concat(enrolled(t, r.one), enrolled(t, r.two))))
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("enrolled: %v, want %v", got, want)
+		}
+		return nil
+	})
+}
+
+// talk is a connection that exchanges tokens all the time, until it is ended.
+type talk struct {
+	name    string
+	sock    *rawSocket
+	want    sighting
+	anyPort bool         // the server sees another port of the client's address
+	count   atomic.Int64 // exchanges so far
+	fault   atomic.Pointer[error]
+	end     context.CancelFunc
+	done    chan struct{}
+}
+
+const talkTimeout = 5 * time.Second // for one exchange
+
+// member reports whether p is in the mesh when the namespace is labelled.
+func (r *running) member(p *lab.Pod) bool { return p.Namespace == "shop" && p != r.opted }
+
+// ownPort reports whether a server sees the client's own port: to servers outside the mesh the proxy goes with the pod's
+// address, and a port of its own.
+func (r *running) ownPort(from, to *lab.Pod, labelled bool) bool {
+	return !labelled || !r.member(from) || r.member(to)
+}
+
+// begin opens a connection for each pair and family, and keeps them busy.
+func (r *running) begin(t *testing.T, what string, labelled bool) (talks []*talk) {
+	t.Helper()
+	for _, pair := range r.pairs() {
+		for _, ip := range pair[1].IPs {
+			name := fmt.Sprintf("%s: %s to %s at %s", what, pair[0].PodName, pair[1].PodName, ip)
+			sock, local, err := dialPod(pair[0], ip)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			k := &talk{name: name, sock: sock, done: make(chan struct{}), anyPort: !r.ownPort(pair[0], pair[1], labelled)}
+			k.want = sighting{name: pair[1].PodName, accepted: local, peer: local, local: netip.AddrPortFrom(ip, livePort)}
+			var ctx context.Context
+			ctx, k.end = context.WithCancel(r.ctx)
+			r.talks.Go(func() { k.run(ctx) })
+			talks = append(talks, k)
+		}
+	}
+	return talks
+}
+
+// dialPod connects from p to another pod's witness.
+func dialPod(p *lab.Pod, to netip.Addr) (*rawSocket, netip.AddrPort, error) {
+	s, err := newRawSocket(p, familyOf(to), 0)
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	at := netip.AddrPortFrom(to, livePort)
+	err = s.connectLater(at, talkTimeout)
+	if err == nil {
+		err = s.await()
+	}
+	local, peer, nerr := s.names()
+	if err = errors.Join(err, nerr); err == nil && peer != at {
+		err = fmt.Errorf("dialled %s, but the peer is %s", at, peer)
+	}
+	if err != nil {
+		s.Close()
+	}
+	return s, local, err
+}
+
+func (k *talk) run(ctx context.Context) {
+	defer close(k.done)
+	defer k.sock.Close()
+	tick := time.NewTicker(3 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		k.sock.SetDeadline(time.Now().Add(talkTimeout))
+		k.want.token = fmt.Sprintf("exchange-%d", k.count.Load())
+		saw, err := k.sock.ask(k.want.token, false)
+		if err == nil && !alike(saw, k.want, k.anyPort) {
+			err = fmt.Errorf("server saw %v, want %v", saw, k.want)
+		}
+		if err != nil {
+			k.fault.Store(&err)
+			return
+		}
+		k.count.Add(1)
+	}
+}
+
+// alike compares what a server saw with what it should have.
+func alike(saw, want sighting, anyPort bool) bool {
+	if anyPort {
+		want.accepted = netip.AddrPortFrom(want.accepted.Addr(), saw.accepted.Port())
+		want.peer = want.accepted
+	}
+	return saw == want
+}
+
+// wantUnharmed waits until every connection has made a few more exchanges.
+func wantUnharmed(t *testing.T, when string, talks ...*talk) {
+	t.Helper()
+	from := make([]int64, len(talks))
+	for i, k := range talks {
+		from[i] = k.count.Load()
+	}
+	testnet.Eventually(t, 2*talkTimeout, func(context.Context) error {
+		for i, k := range talks {
+			if err := k.fault.Load(); err != nil {
+				t.Fatalf("%s: %s: broken after %d exchanges: %v", when, k.name, k.count.Load(), *err)
+			}
+			if k.count.Load() < from[i]+3 {
+				return fmt.Errorf("%s: %s: no progress", when, k.name)
+			}
+		}
+		return nil
+	})
+}
+
+func finish(talks []*talk) {
+	for _, k := range talks {
+		k.end()
+	}
+	for _, k := range talks {
+		<-k.done
+	}
+}
+
+// wantSteered makes a connection for each pair, and expects it steered at either end, or not.
+func (r *running) wantSteered(t *testing.T, when string, yes bool) {
+	t.Helper()
+	member := func(p *lab.Pod) bool { return yes && r.member(p) }
+	for _, pair := range r.pairs() {
+		from, to := pair[0], pair[1]
+		wantOut, wantIn := 0.0, 0.0
+		if member(from) {
+			wantOut = 1
+		}
+		if member(to) && (from.Node != to.Node || !member(from)) { // one hop, if it is known where it goes
+			wantIn = 1
+		}
+		for _, ip := range to.IPs {
+			out, in := steered(t, from.Node, from), inbound(t, to)
+			s, local, err := dialPod(from, ip)
+			if err != nil {
+				t.Errorf("%s: %s to %s: %v", when, from, ip, err)
+				continue
+			}
+			saw, err := s.ask("new", false)
+			s.Close()
+			if want := (sighting{to.PodName, local, local, netip.AddrPortFrom(ip, livePort), "new"}); err != nil || !alike(saw, want, !r.ownPort(from, to, yes)) {
+				t.Errorf("%s: %s to %s: server saw %v (%v), want %v", when, from, ip, saw, err, want)
+			}
+			if out, in = steered(t, from.Node, from)-out, inbound(t, to)-in; out != wantOut || in != wantIn {
+				t.Errorf("%s: %s to %s at %s: steered %v at the client and %v at the server, want %v and %v", when, from, to, ip, out, in, wantOut, wantIn)
+			}
+		}
+	}
+}
+
+// inbound counts the connections that the proxy has accepted for p from elsewhere.
+func inbound(t *testing.T, p *lab.Pod) float64 {
+	t.Helper()
+	n, err := testnet.Metric(t.Context(), p.Node, "tcp_open_total", `direction="inbound"`, `dst="`+p.String()+`"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestEnrolWhileTalking labels a running namespace, takes the label away, and does both again, while connections of its
+// pods, made before, meanwhile and in between, go on exchanging data.
+func TestEnrolWhileTalking(t *testing.T) {
+	r := newRunning(t)
+	r.before = r.begin(t, "before", false)
+	r.wantSteered(t, "before", false)
+	idle, err := newRawSocket(r.client, unix.AF_INET, 0) // made before, and connected when enrolled
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+
+	r.enrol(t, true)
+	wantUnharmed(t, "enrolled", r.before...)
+	r.wantSteered(t, "enrolled", true)
+	count := steered(t, r.one, r.client)
+	if err := idle.connectBlocking(netip.AddrPortFrom(r.far.IP(lab.IPv4), livePort), talkTimeout); err != nil {
+		t.Errorf("socket that is older than the enrolment: %v", err)
+	}
+	if n := steered(t, r.one, r.client) - count; n != 1 {
+		t.Errorf("socket that is older than the enrolment: %v connections steered, want 1", n)
+	}
+	idle.Close()
+	r.during = r.begin(t, "during", true)
+
+	r.enrol(t, false)
+	wantUnharmed(t, "un-enrolled", slices.Concat(r.before, r.during)...)
+	r.wantSteered(t, "un-enrolled", false)
+	r.between = r.begin(t, "between", false)
+
+	r.enrol(t, true)
+	wantUnharmed(t, "enrolled while draining", slices.Concat(r.before, r.during, r.between)...)
+	r.wantSteered(t, "enrolled while draining", true)
+
+	r.enrol(t, false)
+	wantUnharmed(t, "un-enrolled again", slices.Concat(r.before, r.during, r.between)...)
+	finish(r.during)
+	for _, p := range []*lab.Pod{r.client, r.near, r.far} {
+		wantUntouchedSoon(t, p)
+	}
+	for _, node := range []*lab.Node{r.one, r.two} {
+		r.wantNoLookup(t, node)
+	}
+	wantUnharmed(t, "the mesh gone", slices.Concat(r.before, r.between)...)
+
+	r.enrol(t, true)
+	wantUnharmed(t, "enrolled a third time", slices.Concat(r.before, r.between)...)
+	r.wantSteered(t, "enrolled a third time", true)
+	for _, p := range []*lab.Pod{r.client, r.near, r.far} {
+		wantNoFault(t, p)
+	}
+	wantUntouched(t, r.opted.Netns)
+}
+
+// wantNoLookup expects that no pod's program is left on the node.
+func (r *running) wantNoLookup(t *testing.T, node *lab.Node) {
+	t.Helper()
+	testnet.Eventually(t, 10*time.Second, func(context.Context) error {
+		pins, err := os.ReadDir(filepath.Join(node.PinDir(), "lookups"))
+		if err != nil || len(pins) != 0 {
+			return fmt.Errorf("lookup programs pinned on %s: %v, %v", node.Name(), pins, err)
+		}
+		return nil
+	})
+	for _, p := range podStates(t, node) {
+		if p.Enrolled || p.Leaving || p.Listeners["inV4"] || p.Listeners["outV6"] {
+			t.Errorf("state of a pod that has left: %+v", p)
+		}
+	}
+}
+
+// podState is a part of what the agent says about a pod.
+type podState struct {
+	Namespace, Name, Mode string
+	Enrolled, Leaving     bool
+	Listeners             map[string]bool
+}
+
+func podStates(t *testing.T, node *lab.Node) (all []podState) {
+	t.Helper()
+	status, body, err := node.Get(t.Context(), "/debug/pods")
+	if err == nil {
+		err = json.Unmarshal(body, &all)
+	}
+	if err != nil || status != 200 {
+		t.Fatalf("/debug/pods of %s: %d, %v: %s", node.Name(), status, err, body)
+	}
+	return all
+}
+
+// TestModeChangesApply makes running pods STRICT and PERMISSIVE again: what is outside the mesh is refused meanwhile, and
+// what is inside does not notice.
+func TestModeChangesApply(t *testing.T) {
+	r := newRunning(t)
+	r.enrol(t, true)
+	inside, _, err := dialPod(r.client, r.far.IP(lab.IPv4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	for _, mode := range []string{"PERMISSIVE", "STRICT", "PERMISSIVE", "STRICT"} {
+		if err := r.WriteNamespace("shop", map[string]string{"conduit.io/mesh": "enabled"},
+			map[string]string{"conduit.io/mtls-mode": mode}); err != nil {
+			t.Fatal(err)
+		}
+		testnet.Eventually(t, 15*time.Second, func(context.Context) error {
+			for _, p := range slices.Concat(podStates(t, r.one), podStates(t, r.two)) {
+				if p.Enrolled && p.Mode != mode {
+					return fmt.Errorf("%s is %s, want %s", p.Name, p.Mode, mode)
+				}
 			}
 			return nil
 		})
+		for _, to := range []*lab.Pod{r.near, r.far} {
+			for _, ip := range to.IPs {
+				for _, from := range []*lab.Pod{r.client, r.outsider, r.opted} {
+					r.wantMode(t, mode, from, ip)
+				}
+			}
+		}
+		inside.SetDeadline(time.Now().Add(talkTimeout))
+		if _, err := inside.ask("inside", false); err != nil {
+			t.Fatalf("%s: connection between members: %v", mode, err)
+		}
 	}
-	before := open(t, client, to)
-	say(t, before, "before")
-
-	label(map[string]string{"conduit.io/mesh": "enabled"})
-	state("shop/client", "shop/server")
-	say(t, before, "enrolled meanwhile")
-	during := open(t, client, to)
-	say(t, during, "through the mesh")
-	if got := steered(t, one, client); got != 1 {
-		t.Errorf("%v sockets of the client steered, want the one that was opened in the mesh", got)
-	}
-
-	label(nil)
-	state()
-	say(t, before, "still there")
-	say(t, during, "through a mesh that has been left")
-	after := open(t, client, to)
-	say(t, after, "after")
-	for _, c := range []net.Conn{before, during, after} {
-		c.Close()
-	}
-	wantUntouchedSoon(t, client)
-	wantUntouchedSoon(t, server)
 }
 
+// wantMode connects: members always may, others unless the mode is STRICT.
+func (r *running) wantMode(t *testing.T, mode string, from *lab.Pod, to netip.Addr) {
+	t.Helper()
+	s, _, err := dialPod(from, to)
+	if err == nil {
+		_, err = s.ask("hello", false)
+		s.Close()
+	}
+	if mode == "STRICT" && from != r.client {
+		if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EPIPE) {
+			t.Errorf("%s: %s to %s: %v, want a refusal", mode, from, to, err)
+		}
+		return
+	}
+	if err != nil {
+		t.Errorf("%s: %s to %s: %v", mode, from, to, err)
+	}
+}
+
+// wantUntouchedSoon waits until nothing of the mesh is in a pod any more.
 func wantUntouchedSoon(t *testing.T, p *lab.Pod) {
 	t.Helper()
 	testnet.Eventually(t, 20*time.Second, func(context.Context) error {
@@ -74,6 +414,7 @@ func wantUntouchedSoon(t *testing.T, p *lab.Pod) {
 	})
 }
 
+// open connects from a pod; the connection is closed when the test ends.
 func open(t *testing.T, from *lab.Pod, to netip.AddrPort) net.Conn {
 	t.Helper()
 	c, err := testnet.Dial(t.Context(), from, to)
@@ -84,19 +425,7 @@ func open(t *testing.T, from *lab.Pod, to netip.AddrPort) net.Conn {
 	return c
 }
 
-// say sends a message to an echo server and wants it back.
-func say(t *testing.T, c net.Conn, message string) {
-	t.Helper()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(c, message); err != nil {
-		t.Fatalf("%q: %v", message, err)
-	}
-	got := make([]byte, len(message))
-	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, []byte(message)) {
-		t.Fatalf("%q: got %q, %v", message, got, err)
-	}
-}
-
+// steered counts the connections of p that the kernel handed to the proxy.
 func steered(t *testing.T, node *lab.Node, p *lab.Pod) float64 {
 	t.Helper()
 	v, err := testnet.Metric(t.Context(), node, "conduit_sockets_steered_total", `pod="`+p.String()+`"`)

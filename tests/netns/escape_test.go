@@ -43,7 +43,7 @@ const outsiderSays = "the-outsider-says-this"
 
 const (
 	trickTimeout = 10 * time.Second
-	patience     = 500 * time.Millisecond // with what may be refused
+	patience     = 250 * time.Millisecond // with what may be refused
 )
 
 func setting(level, option, value int) func(*rawSocket, *lab.Pod, netip.AddrPort) error {

@@ -36,7 +36,7 @@ func (s *calls) UnaryCall(ctx context.Context, r *rpc.SimpleRequest) (*rpc.Simpl
 	md, _ := metadata.FromIncomingContext(ctx)
 	who, _ := peer.FromContext(ctx)
 	from := netip.MustParseAddrPort(who.Addr.String()).Addr().Unmap()
-	grpc.SetHeader(ctx, metadata.Pairs("in-header", strings.Join(md.Get("sent"), ","), "bytes-bin", string(strings.Join(md.Get("sent-bin"), ""))))
+	grpc.SetHeader(ctx, metadata.Pairs("in-header", strings.Join(md.Get("sent"), ","), "bytes-bin", strings.Join(md.Get("sent-bin"), "")))
 	grpc.SetTrailer(ctx, metadata.Pairs("in-trailer", from.String()))
 	if e := r.GetResponseStatus(); e.GetCode() != 0 {
 		st, err := status.New(codes.Code(e.GetCode()), e.GetMessage()).WithDetails(&rpc.EchoStatus{Code: 7, Message: "a detail"})

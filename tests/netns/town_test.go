@@ -192,7 +192,7 @@ type rssWatch struct {
 	stop func()
 }
 
-const maxProxyRSS = 64 << 10 // KiB; a proxy that buffered what it cannot deliver would need hundreds of MiB
+const maxProxyRSS = 32 << 10 // KiB; what a proxy would store that stored what it cannot deliver is twice as much
 
 func (w *town) watchRSS(t *testing.T) *rssWatch {
 	t.Helper()

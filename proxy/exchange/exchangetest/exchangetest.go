@@ -4,6 +4,7 @@ package exchangetest
 
 import (
 	"bytes"
+	"errors"
 	"io"
 
 	"conduit.io/conduit/mesh"
@@ -187,7 +188,7 @@ func (h *H2) complete() bool {
 func (h *H2) read() {
 	for h.complete() {
 		f, err := h.F.ReadFrame()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		if err != nil {
