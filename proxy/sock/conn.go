@@ -22,8 +22,10 @@ const (
 	direct = 8 << 10
 	// turnBytes is how much one connection may deliver before the others get their turn.
 	turnBytes = 64 << 10
-	// flushTimeout bounds how long a closed connection waits for a peer that takes nothing.
-	flushTimeout = 10 * time.Second
+	// flushTimeout bounds how long a closed connection waits for a peer that takes nothing. The kernel has about as much
+	// patience with a socket that its process has closed (tcp_orphan_retries, tcp(7)): a client that stops reading for a while
+	// gets the last bytes with a proxy in between as it would without.
+	flushTimeout = 2 * time.Minute
 	// lingerTimeout bounds how long a closed connection waits for the peer's FIN. Closing with bytes unread would
 	// make the kernel send RST, which can destroy the bytes in flight to the peer.
 	lingerTimeout = 2 * time.Second

@@ -21,6 +21,8 @@ const (
 	// apart: in one process the one may wait for the other.
 	maxHandshakes = 512
 	maxWaiting    = 4096
+	// maxOfOnePeer of them may be under way with one address: what one peer leaves half-open keeps no other waiting.
+	maxOfOnePeer = maxHandshakes / 4
 )
 
 // handshake is a stage: crypto/tls runs in a goroutine of its own, on the same descriptor, and waits for the loop's word
@@ -134,7 +136,7 @@ func (h *handshake) run() {
 		err = h.c.tls.tc.Handshake()
 	}
 	<-gate
-	h.slots.exit()
+	h.slots.exit(h.c.remote.Addr())
 	if stop := h.given(); stop != nil {
 		err = stop
 	}
@@ -225,55 +227,3 @@ func (h *handshake) write(p []byte) (int, error) {
 // gate lets as many handshakes compute at once as there are processors: a flood of them must not stand in the
 // scheduler's queue before the loops.
 var gate = make(chan struct{}, runtime.GOMAXPROCS(0))
-
-var serverSlots, clientSlots limiter
-
-// limiter counts handshakes under way in this process.
-type limiter struct {
-	mu      sync.Mutex
-	active  int
-	waiting []*handshake
-}
-
-// enter runs h now, or when another has ended; it reports false when too many wait.
-func (s *limiter) enter(h *handshake) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.active < maxHandshakes {
-		s.active++
-		go h.run()
-		return true
-	}
-	if len(s.waiting) >= maxWaiting {
-		return false
-	}
-	s.waiting = append(s.waiting, h)
-	return true
-}
-
-// exit gives the turn to the one that waits longest.
-func (s *limiter) exit() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.waiting) == 0 {
-		s.active--
-		return
-	}
-	h := s.waiting[0]
-	s.waiting[0] = nil
-	s.waiting = s.waiting[1:]
-	go h.run()
-}
-
-// leaveQueue reports whether h was waiting; it does so no longer.
-func (s *limiter) leaveQueue(h *handshake) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, w := range s.waiting {
-		if w == h {
-			s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
-			return true
-		}
-	}
-	return false
-}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -392,7 +393,7 @@ func TestHandshakesWait(t *testing.T) {
 		return len(serverSlots.waiting) == 1
 	})
 	for range maxHandshakes {
-		serverSlots.exit()
+		serverSlots.exit(netip.Addr{})
 	}
 	if err := errors.Join(recv(t, done), recv(t, result)); err != nil {
 		t.Errorf("the waiting handshake: %v", err)

@@ -1,10 +1,13 @@
 package netns_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,17 +45,7 @@ func newBustle(t *testing.T, pairs []pair) *bustle {
 	ctx, cancel := context.WithCancel(t.Context())
 	b := &bustle{t: t, cancel: cancel}
 	for _, p := range pairs {
-		dials := 0
-		keep := p.client(1, &dials)
-		b.start(ctx, p.String()+", HTTP keep-alive", func() error {
-			if err := p.post(ctx, keep, lab.IPv4, "kept"); err != nil {
-				return err
-			}
-			if dials != 1 {
-				return fmt.Errorf("the connection that was kept is the %dth", dials)
-			}
-			return nil
-		})
+		b.start(ctx, p.String()+", HTTP keep-alive", p.keepAlive(t))
 		b.start(ctx, p.String()+", HTTP anew", func() error {
 			dials := 0
 			c := p.client(1, &dials)
@@ -67,6 +60,29 @@ func newBustle(t *testing.T, pairs []pair) *bustle {
 	t.Cleanup(func() { cancel(); b.wg.Wait() })
 	b.progress(3)
 	return b
+}
+
+// keepAlive opens a connection; each call of the function it returns makes a request on it, and on no other: a client of
+// net/http would hide the loss of a connection that it keeps.
+func (p pair) keepAlive(t *testing.T) func() error {
+	c := open(t, p.from, p.at(lab.IPv4, regionHTTP))
+	r := bufio.NewReader(c)
+	return func() error {
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: kept\r\nContent-Length: 4\r\n\r\nkept"); err != nil {
+			return err
+		}
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if want := p.to.String() + " kept"; err != nil || resp.StatusCode != 200 || string(body) != want || resp.Close {
+			return fmt.Errorf("%s, reason %q, close %v, %q, %w; want %q", resp.Status, resp.Header.Get("conduit-reason"), resp.Close, body, err, want)
+		}
+		return nil
+	}
 }
 
 // stream opens a gRPC stream; each call of the function it returns sends a message and wants it back.

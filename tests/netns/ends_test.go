@@ -304,6 +304,12 @@ func testUnmeshed(t *testing.T, w *town) {
 			}
 		}
 	}
+	for _, direction := range []string{"outbound", "inbound"} { // it did pass the proxy
+		n, err := testnet.Metric(t.Context(), w.one, "request_total", `direction="`+direction+`"`, `open/in"`, `tls="none"`)
+		if err != nil || n != 4 {
+			t.Errorf("%v requests of pod in counted %s without TLS, %v; want 4", n, direction, err)
+		}
+	}
 }
 
 // passThrough reads a greeting, sends, half-closes, and reads to the end.

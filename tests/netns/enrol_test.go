@@ -304,11 +304,33 @@ func TestEnrolWhileTalking(t *testing.T) {
 
 	r.enrol(t, true)
 	wantUnharmed(t, "enrolled a third time", slices.Concat(r.before, r.between)...)
+	r.flutter(t)
 	r.wantSteered(t, "enrolled a third time", true)
 	for _, p := range []*lab.Pod{r.client, r.near, r.far} {
 		wantNoFault(t, p)
 	}
 	wantUntouched(t, r.opted.Netns)
+}
+
+// flutter changes the label faster than the agents can follow; it is there at the end.
+func (r *running) flutter(t *testing.T) {
+	t.Helper()
+	talks := r.begin(t, "fluttering", true)
+	for i := range 20 {
+		labels := map[string]string{"conduit.io/mesh": "enabled"}
+		if i%2 == 0 {
+			labels = nil
+		}
+		if err := r.WriteNamespace("shop", labels, nil); err != nil {
+			t.Fatal(err)
+		}
+		if i%5 == 0 {
+			wantUnharmed(t, "fluttering", slices.Concat(r.before, r.between, talks)...)
+		}
+	}
+	r.enrol(t, true)
+	wantUnharmed(t, "fluttered", slices.Concat(r.before, r.between, talks)...)
+	finish(talks)
 }
 
 // wantNoLookup expects that no pod's program is left on the node.

@@ -34,11 +34,11 @@ import (
 // ask for too much, while thousands of handshakes are left half-open and good clients go on working.
 func TestMeshPort(t *testing.T) {
 	r := newRegion(t)
-	fresh := r.Pod(r.one, "open", "fresh", lab.PodOptions{})
+	fresh, flood := r.Pod(r.one, "open", "fresh", lab.PodOptions{}), r.Pod(r.two, "plain", "flood", lab.PodOptions{})
 	b := newBustle(t, []pair{{r.openA, r.shutB}, {r.shutA, r.shutB}, {r.openB, r.shutB}})
 	k := &knocker{region: r, target: netip.AddrPortFrom(r.shutB.IP(lab.IPv4), meshPort), ca: readAuthority(t, filepath.Join(r.Dir(), "ca"))}
 	timeouts := metric(t, r.two, handshakesFailed, `reason="connect-timeout"`)
-	k.leaveHalfOpen(t)
+	k.leaveHalfOpen(t, flood)
 	t.Run("new member while handshakes are half-open", func(t *testing.T) {
 		start := time.Now()
 		if err := (pair{fresh, r.shutB}).ask(t.Context(), lab.IPv4, "fresh"); err != nil {
@@ -274,11 +274,11 @@ func (k *knocker) shout(ctx context.Context, raw string) error {
 }
 
 // leaveHalfOpen opens connections of which half never say a word, and half begin a handshake and stop.
-func (k *knocker) leaveHalfOpen(t *testing.T) {
+func (k *knocker) leaveHalfOpen(t *testing.T, from *lab.Pod) {
 	t.Helper()
 	begin := []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03") // a record of 512 bytes, of which 6 are there
 	for i := range 2 * halfOpen {
-		c, err := testnet.Dial(t.Context(), k.outsider, k.target)
+		c, err := testnet.Dial(t.Context(), from, k.target)
 		if err != nil {
 			t.Fatal(err)
 		}
