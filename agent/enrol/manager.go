@@ -167,10 +167,11 @@ func (m *Manager) Restore() error {
 		p.attachments[a.Key()] = a
 	}
 	m.sweep(context.Background())
-	for cookie := range enrolled {
-		lookups = append(lookups, cookie)
+	left, err := m.inKernel()
+	if err != nil {
+		return err
 	}
-	for _, cookie := range lookups {
+	for _, cookie := range left {
 		if m.pods[cookie] == nil && unread {
 			m.alone[cookie] = true
 		} else if m.pods[cookie] == nil {
@@ -182,6 +183,24 @@ func (m *Manager) Restore() error {
 	}
 	m.refresh()
 	return nil
+}
+
+// inKernel lists the pods of which the kernel has something.
+func (m *Manager) inKernel() ([]uint64, error) {
+	enrolled, err := m.cfg.Datapath.Enrolled()
+	if err != nil {
+		return nil, err
+	}
+	cookies, err := m.cfg.Datapath.Lookups()
+	if err != nil {
+		return nil, err
+	}
+	for cookie := range enrolled {
+		if !slices.Contains(cookies, cookie) {
+			cookies = append(cookies, cookie)
+		}
+	}
+	return cookies, nil
 }
 
 // reconcile brings everything up to what the manifests say now.

@@ -76,3 +76,31 @@ func TestBrokenResponseWaitsForWindow(t *testing.T) {
 		t.Errorf("%d bytes, open %d, then %v", len(b), r.h.Open, r.client.Find(http2.FrameHeaders, 1))
 	}
 }
+
+// A tunnel that has ended in both directions outlives its connection until the upstream has taken the rest; only then
+// the owner hears of the connection's end, once.
+func TestTunnelOutlivesItsConnection(t *testing.T) {
+	r := newRig(true)
+	r.client.Headers(1, false, ":method", "CONNECT", ":authority", "192.0.2.2:80")
+	r.n.Run()
+	r.app.Headers(1, false, ":status", "200")
+	r.app.Body(1, true, nil)
+	r.n.Run()
+	chunk := []byte(strings.Repeat("x", 16_000))
+	for i := range 6 { // more than the application's window
+		r.client.Body(1, i == 5, chunk)
+	}
+	r.n.Run()
+	r.client.C.Close()
+	r.n.Run()
+	if !r.down.Gone() || r.h.Open != 1 || r.closed != 0 {
+		t.Fatalf("connection gone %v, %d streams open, OnClose called %d times", r.down.Gone(), r.h.Open, r.closed)
+	}
+	_ = r.app.F.WriteWindowUpdate(1, 1<<20)
+	_ = r.app.F.WriteWindowUpdate(0, 1<<20)
+	r.app.Flush()
+	r.n.Run()
+	if b, end := r.app.Bytes(1); len(b) != 6*len(chunk) || !end || r.h.Log[0].Reason != "" || r.closed != 1 {
+		t.Errorf("%d bytes, end %v, log %v, OnClose called %d times", len(b), end, r.h.Log, r.closed)
+	}
+}

@@ -187,23 +187,7 @@ func badManifests(t *testing.T, n *testnet.Net, p pair, unharmed func(*testing.T
 		}
 	}
 	vip := lab.ServiceIPs(5)[0]
-	reach := func(t *testing.T, port uint16) {
-		t.Helper()
-		testnet.Eventually(t, 10*time.Second, func(ctx context.Context) error {
-			c, err := testnet.Dial(ctx, p.from, netip.AddrPortFrom(vip, port))
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(time.Second)) // before the Service is known, nobody answers
-			io.WriteString(c, "by-service\n")
-			got, err := bufio.NewReader(c).ReadString('\n')
-			if err == nil && !strings.HasPrefix(got, "server ") {
-				err = fmt.Errorf("got %q", got)
-			}
-			return err
-		})
-	}
+	reach := func(t *testing.T, port uint16) { t.Helper(); p.reachService(t, netip.AddrPortFrom(vip, port)) }
 	put(vipManifest("81"))
 	reach(t, 81)
 	good := vipManifest("82")
@@ -249,6 +233,27 @@ func badManifests(t *testing.T, n *testnet.Net, p pair, unharmed func(*testing.T
 	if err := n.RemoveManifest("vip.yaml"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// reachService waits until the client gets to the server by the address of a Service.
+func (p pair) reachService(t *testing.T, vip netip.AddrPort) {
+	t.Helper()
+	testnet.Eventually(t, 10*time.Second, func(ctx context.Context) error {
+		c, err := testnet.Dial(ctx, p.from, vip)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Second)) // before the Service is known, nobody answers
+		if _, err := io.WriteString(c, "by-service\n"); err != nil {
+			return err
+		}
+		got, err := bufio.NewReader(c).ReadString('\n')
+		if err == nil && !strings.HasPrefix(got, p.to.PodName+" ") {
+			err = fmt.Errorf("got %q", got)
+		}
+		return err
+	})
 }
 
 // badAgents are agents that must not start, beside one that runs.

@@ -65,7 +65,7 @@ func pins(t *testing.T, node *lab.Node) map[string]uint64 {
 	return all
 }
 
-// listeners are the sockets in a pod that listen on the mesh's own ports, by inode.
+// listenerInodes are the sockets in a pod that listen on the mesh's own ports, by inode.
 func listenerInodes(t *testing.T, p *lab.Pod) []string {
 	t.Helper()
 	var inodes []string
@@ -158,58 +158,25 @@ func agentKilledUnderLoad(t *testing.T, r *region) {
 	if err := r.WriteNamespace("later", nil, nil); err != nil {
 		t.Fatal(err)
 	}
+	clean := footprintOf(t, r.one)
+	clean.agentFDs += 5  // another process
+	clean.proxyFDs += 50 // connections to other proxies, which stay for a while
 	later := r.Pod(r.one, "later", "pod", lab.PodOptions{})
-	victim := r.Pod(r.one, "open", "victim", lab.PodOptions{})
 	before := r.lasting(t)
-	delete(before.listeners, victim.String())
+	victim := r.Pod(r.one, "open", "victim", lab.PodOptions{})
 	b := newBustle(t, r.pairs())
 	r.killAgents(t)
 	b.progress(5)
-
-	_, err := r.one.AddPod(t.Context(), "open", "early", lab.PodOptions{NoManifest: true})
-	wantCode(t, "ADD without an agent", err, 11, "the agent has stopped or is starting", "look at its log", r.one.AgentSocket())
-	if err := victim.Delete(t.Context()); err != nil {
-		t.Errorf("DEL without an agent: %v", err)
-	}
-	vip := lab.ServiceIPs(77)
-	if err := r.WriteService(lab.Service{Namespace: "shut", Name: "late", ClusterIPs: vip,
-		Selector: map[string]string{"app": "late"}, Ports: []lab.ServicePort{{Name: "tcp", Port: 77, TargetPort: fmt.Sprint(regionWitness)}}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.WriteNamespace("later", map[string]string{"conduit.io/mesh": "enabled"}, nil); err != nil {
-		t.Fatal(err)
-	}
+	r.changeWithoutAgents(t, victim)
 	b.progress(5)
-
 	r.startAgents(t)
-	for path := range before.pins[0] { // those of the pod that was deleted are swept
-		if _, err := os.Stat(filepath.Join(r.one.PinDir(), path)); os.IsNotExist(err) && strings.Contains(path, "lookup") {
-			delete(before.pins[0], path)
-		}
-	}
-	testnet.Eventually(t, 15*time.Second, func(context.Context) error {
-		if got, want := enrolled(t, r.one), []string{"later/pod", "open/a", "shut/a"}; !slices.Equal(got, want) {
-			return fmt.Errorf("enrolled on node one: %v, want %v", got, want)
-		}
-		return nil
-	})
-	late := r.Pod(r.two, "shut", "late", lab.PodOptions{Labels: map[string]string{"app": "late"}})
-	witness(t, late, regionWitness, false, "tcp")
-	testnet.Eventually(t, 15*time.Second, func(ctx context.Context) error {
-		c, err := testnet.Dial(ctx, r.shutA, netip.AddrPortFrom(vip[0], 77))
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_, err = io.WriteString(c, "by-service\n")
-		if err == nil {
-			_, err = c.Read(make([]byte, 1))
-		}
-		return err
-	})
+	late := r.wantChanged(t)
 	b.progress(5)
 	b.stop()
 	r.wantLasting(t, before)
+	if log, err := os.ReadFile(r.one.AgentLog()); err != nil || strings.Contains(string(log), "no attachment describes") {
+		t.Errorf("the new agent did not recognize what it found (%v)", err)
+	}
 	for _, node := range []*lab.Node{r.one, r.two} {
 		if got := metric(t, node, "conduit_proxy_starts_total"); got != 0 {
 			t.Errorf("%s: the new agent has started %v proxies", node.Name(), got)
@@ -220,6 +187,40 @@ func agentKilledUnderLoad(t *testing.T, r *region) {
 			t.Error(err)
 		}
 	}
+	wantFootprint(t, r.one, clean) // nothing is left of the pod that was deleted without an agent
+}
+
+// lateService is written while no agent is there.
+var lateService = lab.Service{Namespace: "shut", Name: "late", ClusterIPs: lab.ServiceIPs(77), Selector: map[string]string{"app": "late"},
+	Ports: []lab.ServicePort{{Name: "tcp", Port: 77, TargetPort: fmt.Sprint(regionWitness)}}}
+
+// changeWithoutAgents adds a pod, which must fail, deletes one, which must not, and writes manifests.
+func (r *region) changeWithoutAgents(t *testing.T, victim *lab.Pod) {
+	t.Helper()
+	_, err := r.one.AddPod(t.Context(), "open", "early", lab.PodOptions{NoManifest: true})
+	wantCode(t, "ADD without an agent", err, 11, "the agent has stopped or is starting", "look at its log", r.one.AgentSocket())
+	if err := victim.Delete(t.Context()); err != nil {
+		t.Errorf("DEL without an agent: %v", err)
+	}
+	if err := r.WriteService(lateService); err != nil {
+		t.Fatal(err)
+	}
+	r.EnrolledNamespace("later")
+}
+
+// wantChanged expects that new agents have seen what changed without them, and can add a pod, which it returns.
+func (r *region) wantChanged(t *testing.T) *lab.Pod {
+	t.Helper()
+	testnet.Eventually(t, 15*time.Second, func(context.Context) error {
+		if got, want := enrolled(t, r.one), []string{"later/pod", "open/a", "shut/a"}; !slices.Equal(got, want) {
+			return fmt.Errorf("enrolled on node one: %v, want %v", got, want)
+		}
+		return nil
+	})
+	late := r.Pod(r.two, "shut", "late", lab.PodOptions{Labels: lateService.Selector})
+	witness(t, late, regionWitness, false, "tcp")
+	pair{r.shutA, late}.reachService(t, netip.AddrPortFrom(lateService.ClusterIPs[0], 77))
+	return late
 }
 
 // agentTakenOver: SIGTERM and a new agent, three times, under load.
@@ -302,6 +303,11 @@ func oneProxyDead(t *testing.T, r *region) {
 	t.Logf("without a proxy for %v", time.Since(died).Round(time.Millisecond))
 	thaw()
 	r.wantRecovered(t, r.one, old)
+	for _, p := range r.pairs() { // at once: links to the dead proxy must not be used
+		if err := p.ask(t.Context(), lab.IPv4, "recovered"); err != nil {
+			t.Error(err)
+		}
+	}
 	if err := (pair{r.openA, r.openB}).askOn(direct, "direct-still"); err != nil {
 		t.Errorf("connection that was made without the proxy, now that it is back: %v", err)
 	}
@@ -358,7 +364,8 @@ func bothProxiesDead(t *testing.T, r *region) {
 func (r *region) wantAsDeclared(t *testing.T) {
 	t.Helper()
 	capture, stop := r.record(t)
-	for _, p := range []pair{{r.shutA, r.shutB}, {r.shutB, r.shutA}, {r.shutA, r.openB}, {r.shutA, r.outsider}, {r.openA, r.shutB}, {r.outsider, r.shutA}, {r.outsider, r.shutB}} {
+	for _, p := range []pair{{r.shutA, r.shutB}, {r.shutB, r.shutA}, {r.shutA, r.openB}, {r.shutA, r.outsider}, {r.openA, r.shutB},
+		{r.outsider, r.shutA}, {r.outsider, r.shutB}} {
 		p.wantRefused(t)
 	}
 	for _, p := range []pair{{r.openA, r.openB}, {r.openB, r.openA}, {r.openA, r.outsider}, {r.outsider, r.openB}} {
@@ -408,7 +415,6 @@ func (r *region) wantEncrypted(t *testing.T) {
 	before := map[*lab.Pod]float64{r.openA: steered(t, r.one, r.openA), r.shutB: steered(t, r.two, r.shutB)}
 	capture, stop := r.record(t)
 	for _, p := range r.pairs() {
-		p.await(t) // a proxy that died may have left the other one with a link that is not yet known to be dead
 		for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
 			if err := p.ask(t.Context(), f, token); err != nil {
 				t.Error(err)

@@ -139,9 +139,21 @@ func TestEnds(t *testing.T) {
 	w := newTown(t)
 	for name, test := range map[string]func(*testing.T, *town){
 		"client half-closes": testClientHalfCloses, "server half-closes": testServerHalfCloses,
-		"reset": testReset, "idle": testIdle, "unmeshed": testUnmeshed,
+		"reset": testReset, "any order": testAnyOrder, "idle": testIdle, "unmeshed": testUnmeshed,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, w) })
+	}
+	// Nothing is left of all that in the proxies but the links between them, which node two has accepted.
+	for metric, nodes := range map[string][]*lab.Node{"tcp_open_connections": {w.one, w.two}, "conduit_proxy_connections_open": {w.one}} {
+		for _, node := range nodes {
+			testnet.Eventually(t, 10*time.Second, func(ctx context.Context) error {
+				n, err := testnet.Metric(ctx, node, metric)
+				if err == nil && n != 0 {
+					err = fmt.Errorf("%s on node %s is %v", metric, node.Name(), n)
+				}
+				return err
+			})
+		}
 	}
 }
 
@@ -253,6 +265,9 @@ func testIdle(t *testing.T, w *town) {
 				expect(t, c, "before")
 			}
 			idle = append(idle, c)
+		}
+		if open, err := testnet.Metric(t.Context(), p.from.Node, "tcp_open_connections", `direction="outbound"`, p.from.String()); err != nil || open < n/2 {
+			t.Errorf("%v connections counted as open, %v; want at least %d", open, err, n/2)
 		}
 		for i := range 60 {
 			if err := s.small(t, raw[i%3], web[i%3]); err != nil {

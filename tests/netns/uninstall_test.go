@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"conduit.io/conduit/cli/lab"
 	"conduit.io/conduit/tests/testnet"
 )
@@ -150,7 +152,8 @@ func footprintOf(t *testing.T, node *lab.Node) (f footprint) {
 			t.Fatal(err)
 		}
 		for _, fd := range all {
-			if to, _ := os.Readlink(filepath.Join(dir, fd.Name())); strings.HasPrefix(to, "net:[") {
+			var fs unix.Statfs_t
+			if unix.Statfs(filepath.Join(dir, fd.Name()), &fs) == nil && fs.Type == unix.NSFS_MAGIC {
 				f.nets++
 			}
 		}
