@@ -22,7 +22,7 @@ const (
 	maxHandshakes = 512
 	maxWaiting    = 4096
 	// maxOfOnePeer of them may be under way with one address: what one peer leaves half-open keeps no other waiting.
-	maxOfOnePeer = maxHandshakes / 4
+	maxOfOnePeer = maxHandshakes / 8
 )
 
 // handshake is a stage: crypto/tls runs in a goroutine of its own, on the same descriptor, and waits for the loop's word

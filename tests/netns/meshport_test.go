@@ -24,10 +24,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"conduit.io/conduit/cli/lab"
 	"conduit.io/conduit/tests/testnet"
+
+	"golang.org/x/net/http2"
 )
 
 // TestMeshPort knocks at the mesh port of a STRICT pod with everything that is no member of the mesh, and with members that
@@ -299,10 +299,16 @@ func (k *knocker) hbone(t *testing.T) {
 	}
 	defer tc.Close()
 	tc.SetDeadline(time.Now().Add(30 * time.Second))
-	conn, err := new(http2.Transport).NewClientConn(tc)
+	transport := &http.Transport{
+		Protocols:      new(http.Protocols),
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return tc, nil },
+	}
+	transport.Protocols.SetHTTP2(true)
+	conn, err := transport.NewClientConn(t.Context(), "https", tc.RemoteAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer conn.Close()
 	at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 	for name, tt := range map[string]struct {
 		authority string
@@ -349,7 +355,7 @@ func (k *knocker) hbone(t *testing.T) {
 }
 
 // tunnel opens a tunnel, and if it gets one asks the witness behind it.
-func tunnel(ctx context.Context, conn *http2.ClientConn, authority string) (status int, reason string, saw sighting, err error) {
+func tunnel(ctx context.Context, conn *http.ClientConn, authority string) (status int, reason string, saw sighting, err error) {
 	out, in := io.Pipe()
 	defer in.Close()
 	req := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: authority}, Host: authority,
