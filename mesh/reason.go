@@ -21,7 +21,6 @@ const (
 	ReasonOverload        Reason = "overload"          // a bound of the proxy was reached
 	ReasonDraining        Reason = "draining"          // the proxy or the pod is going away
 	ReasonNotMeshTarget   Reason = "not-a-mesh-target" // a CONNECT that names no address of this pod
-	ReasonUnknownPod      Reason = "unknown-pod"       // no snapshot describes the pod
 	ReasonNoCertificate   Reason = "no-certificate"    // the pod's identity has no certificate yet
 	ReasonTimeout         Reason = "timeout"           // the exchange took longer than allowed
 )

@@ -55,7 +55,7 @@ func GRPCStatus(reason mesh.Reason) int {
 	case mesh.ReasonPlaintext, mesh.ReasonPeerIdentity, mesh.ReasonNotMeshTarget:
 		return 7 // PERMISSION_DENIED
 	case mesh.ReasonConnect, mesh.ReasonTLS, mesh.ReasonNoEndpoints, mesh.ReasonOverload, mesh.ReasonDraining,
-		mesh.ReasonUpstreamReset, mesh.ReasonNoCertificate, mesh.ReasonUnknownPod:
+		mesh.ReasonUpstreamReset, mesh.ReasonNoCertificate:
 		return 14 // UNAVAILABLE
 	}
 	return 13 // INTERNAL

@@ -48,7 +48,7 @@ var reasons = [...]mesh.Reason{
 	mesh.ReasonNone, mesh.ReasonNoEndpoints, mesh.ReasonConnect, mesh.ReasonConnectTimeout, mesh.ReasonTLS,
 	mesh.ReasonPeerIdentity, mesh.ReasonPlaintext, mesh.ReasonUpstreamReset, mesh.ReasonUpstreamProto,
 	mesh.ReasonDownstreamReset, mesh.ReasonBadRequest, mesh.ReasonTooLarge, mesh.ReasonOverload, mesh.ReasonDraining,
-	mesh.ReasonNotMeshTarget, mesh.ReasonUnknownPod, mesh.ReasonNoCertificate, mesh.ReasonTimeout, "other",
+	mesh.ReasonNotMeshTarget, mesh.ReasonNoCertificate, mesh.ReasonTimeout, "other",
 }
 
 func reasonIndex(r mesh.Reason) int {

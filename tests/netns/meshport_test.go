@@ -299,16 +299,7 @@ func (k *knocker) hbone(t *testing.T) {
 	}
 	defer tc.Close()
 	tc.SetDeadline(time.Now().Add(30 * time.Second))
-	transport := &http.Transport{
-		Protocols:      new(http.Protocols),
-		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return tc, nil },
-	}
-	transport.Protocols.SetHTTP2(true)
-	conn, err := transport.NewClientConn(t.Context(), "https", tc.RemoteAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := http2Over(t, tc)
 	at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 	for name, tt := range map[string]struct {
 		authority string
@@ -352,6 +343,22 @@ func (k *knocker) hbone(t *testing.T) {
 			t.Errorf("%s, reason %q; want 400, bad-request", resp.Status, resp.Header.Get("conduit-reason"))
 		}
 	})
+}
+
+// http2Over is the client's side of HTTP/2 on c.
+func http2Over(t *testing.T, c *tls.Conn) *http.ClientConn {
+	t.Helper()
+	transport := &http.Transport{
+		Protocols:      new(http.Protocols),
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil },
+	}
+	transport.Protocols.SetHTTP2(true)
+	conn, err := transport.NewClientConn(t.Context(), "https", c.RemoteAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 // tunnel opens a tunnel, and if it gets one asks the witness behind it.
