@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins demo test vet lint unit race fuzz generate clean
+.PHONY: help build plugins demo test vet lint unit race kernels fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
 
 race: ## the tests that need no root, under the race detector
 	CGO_ENABLED=1 $(GO) test -race -short ./mesh/... ./api/... ./proxy/... ./identity/...
+
+kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
+	$(GO) run ./tests/kernels $(KERNELS_FLAGS)
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)

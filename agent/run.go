@@ -103,7 +103,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) 
 		return err
 	}
 	supervisor := proxylink.New(proxylink.Config{
-		RunDir: c.runDir, Binary: c.proxy, Log: log, Attach: manager.Attach, Detach: manager.Detach,
+		RunDir: c.runDir, Binary: c.proxy, Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,

@@ -145,8 +145,8 @@ func clean(c config, l *lock) error {
 
 // prove looks once more, at the kernel and at the namespaces.
 func prove(c config, attachments []*store.Attachment, out io.Writer) error {
-	if _, err := os.Lstat(c.bpffs); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("uninstall: %s is still there", c.bpffs)
+	if left, err := loader.Leftovers(c.bpffs); err != nil || len(left) > 0 {
+		return fmt.Errorf("uninstall: still there: %v (%v)", left, err)
 	}
 	for _, a := range attachments {
 		netns, err := podnet.Open(a.Netns)

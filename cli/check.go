@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,7 +29,11 @@ programs themselves. Nothing is changed. Exit status 1 means that a check failed
 					return err
 				}
 			} else {
-				writeReport(env.Out, output.StyleFor(env.Out, env.Getenv), r)
+				var b bytes.Buffer
+				writeReport(&b, output.StyleFor(env.Out, env.Getenv), r)
+				if _, err := b.WriteTo(env.Out); err != nil {
+					return err
+				}
 			}
 			if !r.Success {
 				return errSilent

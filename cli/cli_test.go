@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -84,6 +85,9 @@ func TestExitCodes(t *testing.T) {
 		{"check extra", 64, "next:  conduit check --help"},
 		{"demo --for -3s", 64, "--for is negative"},
 		{"demo --rate 0", 64, "--rate: want more than 0"},
+		{"demo --rate NaN", 64, "--rate: want more than 0"},
+		{"help demo", 0, ""},
+		{"help frobnicate", 64, `unknown command "frobnicate"`},
 		{"completion", 64, "accepts 1 arg"},
 		{"completion tcsh", 64, "want bash, zsh or fish"},
 		{"demo-app {", 1, "read configuration"},
@@ -117,6 +121,59 @@ func TestCompletion(t *testing.T) {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("%s: exit code %d, no %q, stderr %q", shell, code, want, errOut)
 		}
+	}
+}
+
+// TestBashCompletes: the script completes in a bash that has no bash-completion package.
+func TestBashCompletes(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("bash is not installed")
+	}
+	_, script, _ := run(t, goodSystem(), "completion", "bash")
+	// The program under completion is this one's command line, which a test binary does not have: a function stands for it.
+	script += `
+conduit() { [ "$*" = "__complete demo -o j" ] && printf 'json\n:4\n'; }
+compopt() { :; } # it works only below a real TAB
+COMP_WORDS=(conduit demo -o j) COMP_CWORD=3
+__start_conduit
+echo "${COMPREPLY[@]}"
+`
+	cmd := exec.Command(bash, "--norc", "--noprofile")
+	cmd.Stdin = strings.NewReader(script)
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil || strings.TrimSpace(string(out)) != "json" || errOut.String() != "" {
+		t.Errorf("completed to %q, %v, stderr %q", out, err, errOut.String())
+	}
+}
+
+// TestFlagValues: shells offer the values of flags, and no files where none belong.
+func TestFlagValues(t *testing.T) {
+	for line, want := range map[string]string{
+		"version -o": "table\nwide\njson\n:4\n", "stat --side": "outbound\ninbound\n:4\n", "demo": ":4\n", "demo --for": ":4\n",
+	} {
+		_, out, _ := run(t, goodSystem(), append(append([]string{"__complete"}, strings.Fields(line)...), "")...)
+		if out != want {
+			t.Errorf("%s: offered %q, want %q", line, out, want)
+		}
+	}
+}
+
+// TestOutputIsLost: a report that could not be written is an error.
+func TestOutputIsLost(t *testing.T) {
+	for _, args := range []string{"version", "version -o wide", "version -o json", "check", "check -o json"} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var errOut strings.Builder
+		env := Env{Out: full, Err: &errOut, Getenv: func(string) string { return "" }, System: goodSystem}
+		if code := Run(t.Context(), env, strings.Fields(args)); code != ExitError || !strings.Contains(errOut.String(), "no space left") {
+			t.Errorf("%s: exit code %d, stderr %q", args, code, errOut.String())
+		}
+		full.Close()
 	}
 }
 

@@ -2,9 +2,20 @@ package cli
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 )
+
+// bashAlone replaces the one function of cobra's script that calls the bash-completion package where that is not installed.
+const bashAlone = `
+if ! declare -F _get_comp_words_by_ref >/dev/null; then
+    __conduit_init_completion() {
+        COMPREPLY=()
+        words=("${COMP_WORDS[@]}") cword=$COMP_CWORD cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
+    }
+fi
+`
 
 func newCompletion(env Env) *cobra.Command {
 	return &cobra.Command{
@@ -20,7 +31,11 @@ func newCompletion(env Env) *cobra.Command {
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(env.Out, true)
+				if err := root.GenBashCompletionV2(env.Out, true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(env.Out, bashAlone)
+				return err
 			case "zsh":
 				return root.GenZshCompletion(env.Out)
 			case "fish":

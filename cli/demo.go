@@ -40,7 +40,7 @@ pods that the kernel saw pass no proxy.`,
 			switch {
 			case o.For < 0:
 				return usageError{errors.New("--for is negative")}
-			case o.Rate <= 0 || o.Rate > 10_000:
+			case !(o.Rate > 0 && o.Rate <= 10_000): // nor NaN
 				return usageError{errors.New("--rate: want more than 0 and at most 10000")}
 			}
 			s := env.System()

@@ -88,10 +88,18 @@ See it work on this machine:  sudo conduit demo`,
 		PersistentPreRun:  func(*cobra.Command, []string) { *started = true },
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
 	root.SetErr(env.Err)
 	root.AddCommand(newCheck(env), newCompletion(env), newDemo(env), newDemoApp(env), newStat(env), newVersion(env))
+	root.InitDefaultHelpCmd()
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = func(_ *cobra.Command, topic []string) error { // else an unknown topic were a success
+			_, _, err := root.Find(topic)
+			return err
+		}
+	}
 	return root, started
 }
 
@@ -116,7 +124,13 @@ func (f *format) Set(v string) error {
 	return errors.New("want table, wide or json")
 }
 
+// complete has shells offer values for a flag.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // fails for an unknown flag
+}
+
 func addFormat(cmd *cobra.Command, f *format) {
 	*f = formatTable
 	cmd.Flags().VarP(f, "output", "o", "table, wide or json")
+	complete(cmd, "output", string(formatTable), string(formatWide), string(formatJSON))
 }

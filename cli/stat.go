@@ -42,6 +42,7 @@ buckets. MTLS: "local" calls stayed inside one node's proxy and crossed no wire;
 	cmd.Flags().StringSliceVar(&o.admin, "admin", []string{"127.0.0.1:4191"}, "admin `address` of an agent, host:port or unix:PATH; may be repeated")
 	cmd.Flags().DurationVarP(&o.window, "window", "w", 5*time.Second, "how long to watch; 0 for totals")
 	cmd.Flags().StringVar(&o.side, "side", "outbound", "whose figures: outbound (the clients' proxies) or inbound (the servers')")
+	complete(cmd, "side", "outbound", "inbound")
 	addFormat(cmd, &o.format)
 	return cmd
 }

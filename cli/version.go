@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"runtime"
 
 	"conduit.io/conduit/mesh"
@@ -22,11 +23,12 @@ func newVersion(env Env) *cobra.Command {
 				return json.NewEncoder(env.Out).Encode(map[string]string{
 					"version": mesh.Version(), "go": runtime.Version(), "platform": platform})
 			}
-			fmt.Fprintf(env.Out, "conduit %s\n", mesh.Version())
+			text := fmt.Sprintf("conduit %s\n", mesh.Version())
 			if f == formatWide {
-				fmt.Fprintf(env.Out, "built with %s for %s\n", runtime.Version(), platform)
+				text += fmt.Sprintf("built with %s for %s\n", runtime.Version(), platform)
 			}
-			return nil
+			_, err := io.WriteString(env.Out, text)
+			return err
 		},
 	}
 	addFormat(cmd, &f)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -62,10 +63,51 @@ func (p pins) remove() error {
 			return err
 		}
 	}
-	if err := os.Remove(string(p)); err != nil {
-		return fmt.Errorf("it holds something that is not Conduit's: %w", err)
+	if err := p.removeDirectory(); err != nil {
+		return err
 	}
 	return verifyDetached(programs)
+}
+
+// removeDirectory deletes the emptied directory, and those above it that only led there. A bpffs that is mounted at one
+// of them was there before, and stays.
+func (p pins) removeDirectory() error {
+	err := os.Remove(string(p))
+	if err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("it holds something that is not Conduit's: %w", err)
+	}
+	for dir := filepath.Dir(string(p)); err == nil && dir != "/"; dir = filepath.Dir(dir) {
+		if ok, _ := onBPFFS(dir); !ok {
+			break
+		}
+		err = os.Remove(dir)
+	}
+	return nil
+}
+
+// Leftovers are the paths that Remove should have removed.
+func Leftovers(bpffs string) ([]string, error) {
+	entries, err := os.ReadDir(bpffs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pin directory: %w", err)
+	}
+	var dir, above unix.Stat_t
+	if err := errors.Join(unix.Stat(bpffs, &dir), unix.Stat(filepath.Join(bpffs, ".."), &above)); err != nil {
+		return nil, fmt.Errorf("stat pin directory: %w", err)
+	}
+	if dir.Dev == above.Dev {
+		return []string{bpffs}, nil
+	}
+	var left []string
+	for _, e := range entries { // of a mount: only what is Conduit's
+		if name := e.Name(); name == hooksDir || name == lookupsDir || strings.HasPrefix(name, mapsPrefix) {
+			left = append(left, filepath.Join(bpffs, name))
+		}
+	}
+	return left, nil
 }
 
 func (p pins) removeLinks(dir string, programs map[ebpf.ProgramID]bool) error {

@@ -18,11 +18,8 @@ const (
 	DownOpen   Down = "Open"   // connections go on directly, without the mesh
 )
 
-// The ports that Conduit fixes.
-const (
-	MeshPort  = 15008 // inbound mTLS: HTTP/2 with ALPN "conduit/1", or HBONE with ALPN "h2"
-	AdminPort = 4191  // metrics and health
-)
+// MeshPort is where enrolled pods accept mTLS: HTTP/2 with ALPN "conduit/1", or HBONE with ALPN "h2".
+const MeshPort = 15008
 
 // ALPN protocol names on MeshPort.
 const (

@@ -169,7 +169,7 @@ func TestCommandLine(t *testing.T) {
 		{"argument", []string{"--version", "x"}, 64, `unexpected argument "x"`},
 		{"no file", []string{"--static", "/nonexistent.json"}, 64, "/nonexistent.json"},
 		{"bad field", []string{"--static", bad}, 64, "listeners[0].upstrem: unknown field"},
-		{"bad descriptor", []string{"--link-fd", "77"}, 64, "--link-fd 77"},
+		{"bad descriptor", []string{"--link-fd", "77"}, 64, "bad file descriptor\n"},
 		{"bad shards", []string{"--link", "/x", "--shards", "0"}, 64, "--shards"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -185,18 +185,19 @@ func TestAdminAndSignals(t *testing.T) {
 	up := listen(t)
 	c := config{"listeners": []any{proxyTo(up.Addr().String(), "opaque")}, "admin": "127.0.0.1:0"}
 	p := startProxy(t, c)
-	for path, want := range map[string]string{
-		"/metrics": "conduit_proxy_connections_total 0", "/healthz": "200", "/readyz": "200", "/x": "404",
+	for request, want := range map[string]string{
+		"GET /metrics": "conduit_proxy_connections_total 0", "GET /healthz": "200", "GET /readyz": "200", "GET /x": "404",
+		"GET /metrics?debug=1": "conduit_proxy_connections_total 0", "HEAD /healthz": "200", "POST /metrics": "\r\nallow: GET, HEAD\r\n",
 	} {
 		conn, err := net.Dial("tcp", p.admin)
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path)
+		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", request)
 		b, err := io.ReadAll(conn)
 		conn.Close()
 		if err != nil || !strings.Contains(string(b), want) {
-			t.Errorf("%s: %v %q", path, err, b)
+			t.Errorf("%s: %v %q", request, err, b)
 		}
 	}
 	p.cmd.Process.Signal(syscall.SIGTERM)

@@ -85,7 +85,7 @@ func Run(e Env) int {
 	limitMemory(o.shards)
 	if err := run(e, o, log); err != nil {
 		fmt.Fprintf(e.Stderr, "conduit-proxy: %v\n", err)
-		if errors.Is(err, static.ErrConfig) || errors.Is(err, errUsage) {
+		if usage := (usageError{}); errors.Is(err, static.ErrConfig) || errors.As(err, &usage) {
 			return exitUsage
 		}
 		return exitError
@@ -93,8 +93,8 @@ func Run(e Env) int {
 	return exitOK
 }
 
-// errUsage is wrapped by errors that are the caller's.
-var errUsage = errors.New("usage")
+// usageError is the caller's mistake.
+type usageError struct{ error }
 
 func parse(e Env) (*options, error) {
 	o := &options{}
@@ -225,7 +225,7 @@ func openLink(o *options) (*net.UnixListener, error) {
 	if o.linkFD >= 0 {
 		l, err := link.FromFile(os.NewFile(uintptr(o.linkFD), "link"))
 		if err != nil {
-			return nil, fmt.Errorf("--link-fd %d: %w (%w)", o.linkFD, err, errUsage)
+			return nil, usageError{fmt.Errorf("--link-fd %d: %w", o.linkFD, err)}
 		}
 		return l, nil
 	}

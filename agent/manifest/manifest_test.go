@@ -58,8 +58,13 @@ var badFiles = []struct{ name, content, want string }{
 		`f.yaml:5: metadata.deletionTimestamp: "soon" is not valid here: parsing time "soon" as "2006-01-02T15:04:05Z07:00": cannot parse "soon" as "2006"`},
 	{"duplicate key", podHead + "spec:\n  nodeName: a\n  nodeName: b\n",
 		`f.yaml:8: spec.nodeName: the field is there twice (first in line 7)`},
-	{"unknown kind", "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: web\n",
-		`f.yaml:2: kind: apps/v1 Deployment is not supported; ` + supported},
+	{"unknown kind", "apiVersion: v1\nkind: Podd\nmetadata:\n  name: web\n", `f.yaml:2: kind: v1 Podd is not supported; ` + supported},
+	{"policy of a later version", "apiVersion: conduit.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: web\n",
+		`f.yaml:2: kind: conduit.io/v1alpha1 AuthorizationPolicy is not supported; ` + supported},
+	{"route", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: web\n",
+		`f.yaml:2: kind: gateway.networking.k8s.io/v1 HTTPRoute is not supported; ` + supported},
+	{"policy in a misspelt group", "apiVersion: conduit.oi/v1alpha1\nkind: MeshPolicy\nmetadata:\n  name: default\n",
+		`f.yaml:2: kind: conduit.oi/v1alpha1 MeshPolicy is not supported; ` + supported},
 	{"no kind", "metadata:\n  name: web\n", `f.yaml:1: the object has no apiVersion or no kind; ` + supported},
 	{"no name", "apiVersion: v1\nkind: Pod\nmetadata: {}\n", `f.yaml:3: metadata.name: is required`},
 	{"bad namespace name", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: Shop\n",
@@ -137,6 +142,30 @@ func TestGoodFiles(t *testing.T) {
 	if p := o.Pods[Name{"kube-system", "coredns-76f75df574-abcde"}]; p == nil || p.Status.PodIP != "10.244.0.2" ||
 		p.Spec.Containers[0].Resources.Limits.Memory().Value() != 170<<20 {
 		t.Errorf("pod as kubectl prints it: %+v", p)
+	}
+}
+
+// An application's manifests have more in them than a mesh reads.
+func TestForeignObjectsAreLeftOut(t *testing.T) {
+	dir := t.TempDir()
+	put(t, dir, "list.yaml", `apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+- {apiVersion: v1, kind: ServiceAccount, metadata: {name: web, namespace: shop}}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {replicas: 1}}
+- {apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web, namespace: shop}}
+- {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}}
+`)
+	put(t, dir, "docs.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: b}\n---\n"+
+		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: x}\naddressType: IPv4\nendpoints: []\n---\n"+
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {ports: [{port: 80}]}\n")
+	s := open(t, dir)
+	if got := faults(s); got != "" {
+		t.Fatalf("faults:\n%s", got)
+	}
+	if o, _ := s.Objects(); len(o.Pods) != 1 || len(o.Namespaces) != 1 || len(o.Services) != 1 {
+		t.Errorf("objects: %d pods, %d namespaces, %d services, want one of each", len(o.Pods), len(o.Namespaces), len(o.Services))
 	}
 }
 

@@ -14,9 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-const supported = "supported are v1 Namespace, Pod, Service and List, and conduit.io/v1alpha1 MeshPolicy"
-
-// parseFile decodes and checks every document of a file. Objects are of use only when there are no faults.
+// parseFile decodes and checks every document of a file, but for foreign objects, which it leaves out. Objects are of
+// use only when there are no faults.
 func parseFile(file string, data []byte) ([]*object, []Fault) {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var objects []*object
@@ -112,6 +111,9 @@ func (d *decoder) document(n *yaml.Node, path string) []*object {
 		o := &MeshPolicy{}
 		body, meta = o, &o.ObjectMeta
 	default:
+		if foreign(version, kind) {
+			return nil
+		}
 		d.fault(lineOf(n, "kind"), join(path, "kind"), "%s %s is not supported; %s", version, kind, supported)
 		return nil
 	}

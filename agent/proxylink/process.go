@@ -35,8 +35,8 @@ func Socket(runDir string) string { return filepath.Join(runDir, socketName) }
 // Files are the names, in the run directory, of what this package makes there.
 func Files() []string { return []string{socketName, logName, oldLogName, pidName} }
 
-// start runs a new proxy on a new socket. exited is closed when it has ended.
-func start(binary, runDir string) (pid int, exited <-chan struct{}, err error) {
+// start runs a new proxy on a new socket, in or below the cgroup unless it is empty. exited is closed when it has ended.
+func start(binary, runDir, cgroup string) (pid int, exited <-chan struct{}, err error) {
 	listener, err := listen(Socket(runDir))
 	if err != nil {
 		return 0, nil, fmt.Errorf("start proxy: %w", err)
@@ -51,19 +51,26 @@ func start(binary, runDir string) (pid int, exited <-chan struct{}, err error) {
 		return 0, nil, fmt.Errorf("start proxy: %w", err)
 	}
 	defer log.Close()
+	in, err := openCgroup(cgroup)
+	if err != nil {
+		return 0, nil, fmt.Errorf("start proxy: %w", err)
+	}
+	defer in.Close() // of nil: nothing
 	cmd := command(binary, log, listener)
+	place(cmd.SysProcAttr, in)
 	err = spawn(cmd)
 	if errors.Is(err, fs.ErrPermission) {
 		// The binary may lie in a directory that only root may enter: hand over the file itself.
 		var file *os.File
 		if file, err = os.Open(binary); err == nil {
 			cmd = command("/proc/self/fd/4", log, listener, file)
+			place(cmd.SysProcAttr, in)
 			err = spawn(cmd)
 			file.Close()
 		}
 	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("start proxy %s: %w", binary, err)
+		return 0, nil, fmt.Errorf("start proxy %s: %w", binary, explain(err, in))
 	}
 	done := make(chan struct{})
 	go func() {

@@ -233,7 +233,7 @@ func TestCrashingProxyIsRetriedWithPauses(t *testing.T) {
 
 func TestProxyOfAnotherVersionIsRetired(t *testing.T) {
 	dir := t.TempDir()
-	pid, exited, err := start(proxyBinary(t, "old"), dir)
+	pid, exited, err := start(proxyBinary(t, "old"), dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestProxyOfAnotherVersionIsRetired(t *testing.T) {
 // A proxy that lives and does not answer would hold its pods' connections for ever.
 func TestHungProxyIsReplaced(t *testing.T) {
 	dir := t.TempDir()
-	pid, exited, err := start(proxyBinary(t, "mute"), dir)
+	pid, exited, err := start(proxyBinary(t, "mute"), dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,7 @@ const (
 type Config struct {
 	RunDir string
 	Binary string // conduit-proxy
+	Cgroup string // cgroup2 directory that the data path is attached to; empty: the proxy starts where the agent is
 	Log    *slog.Logger
 	// HelloTimeout is how long a proxy may take to greet; 0 means 10 s.
 	HelloTimeout time.Duration
@@ -165,7 +166,7 @@ func (s *Supervisor) find() (*Link, error) {
 	if err == nil || !absent(err) {
 		return l, err
 	}
-	pid, exited, err := start(s.cfg.Binary, s.cfg.RunDir)
+	pid, exited, err := start(s.cfg.Binary, s.cfg.RunDir, s.cfg.Cgroup)
 	if err != nil {
 		return nil, err
 	}

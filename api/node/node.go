@@ -4,11 +4,7 @@
 // otherwise, or dies; a new agent reconciles against Hello.
 package node
 
-import (
-	"net/netip"
-
-	"conduit.io/conduit/mesh"
-)
+import "conduit.io/conduit/mesh"
 
 // Version is the protocol version. Agent and proxy of different versions refuse each other.
 const Version = 1
@@ -111,16 +107,4 @@ type Drained struct {
 type Ack struct {
 	Error string `json:"error,omitempty"`
 	Stats string `json:"stats,omitempty"`
-}
-
-// SlotOf is the slot for a direction and an address family.
-func SlotOf(outbound bool, a netip.Addr) Slot {
-	s := InV4
-	if outbound {
-		s = OutV4
-	}
-	if a.Is6() && !a.Is4In6() {
-		s++
-	}
-	return s
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"conduit.io/conduit/cli/demoapp"
 	"conduit.io/conduit/cli/metrics"
@@ -108,6 +109,27 @@ func TestLiveRedraws(t *testing.T) {
 	s.erase()
 	if out.String() != "\x1b[H\x1b[2J" {
 		t.Errorf("got %q", out.String())
+	}
+}
+
+// TestNarrowTerminal: the table fits 80 columns, and elsewhere keeps all of its own.
+func TestNarrowTerminal(t *testing.T) {
+	at := time.Unix(1_700_000_000, 0)
+	labels := `{direction="outbound",src="demo/loadgenerator",dst="demo/catalogue-books",protocol="http1",tls=`
+	r := meshReading(t, at, "request_total"+labels+`"mtls"} 10`+"\nrequest_total"+labels+`"local"} 10`, nil)
+	zero := meshReading(t, at.Add(-time.Second), "", nil)
+	for _, live := range []bool{true, false} {
+		var out bytes.Buffer
+		s := newScreen(&Options{Out: &out, Live: live, Getenv: func(string) string { return "" }}, func() {})
+		s.table(&out, zero, r)
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(line) - 1; live && n > 80 {
+				t.Errorf("%d columns: %q", n, line)
+			}
+		}
+		if strings.Contains(out.String(), "P95") == live || !strings.Contains(out.String(), "√ mtls + local") {
+			t.Errorf("live %v: %q", live, out.String())
+		}
 	}
 }
 

@@ -129,7 +129,11 @@ func (s *screen) final(first, last *reading, sum summary) {
 
 func (s *screen) table(w io.Writer, from, to *reading) {
 	edges := metrics.Edges(to.grown(from), "outbound")
-	_ = metrics.Table(edges, to.at.Sub(from.at), s.wide, s.style).Write(w) // w is memory
+	t := metrics.Table(edges, to.at.Sub(from.at), s.wide, s.style)
+	if width, _ := s.size(); s.redraw && !s.wide {
+		t.Fit(width, "P95", "P50")
+	}
+	_ = t.Write(w) // w is memory
 }
 
 // totals is the application's own view, and what the mesh says of its security.

@@ -50,6 +50,27 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestFit: columns move together, then go in the order given, and only as many as must.
+func TestFit(t *testing.T) {
+	for width, want := range map[int]string{
+		18: "NAME  A   B  LAST\nx     1  22  yy\n",
+		17: "NAME  A   B  LAST\nx     1  22  yy\n",
+		16: "NAME A  B LAST\nx    1 22 yy\n",
+		14: "NAME A  B LAST\nx    1 22 yy\n",
+		13: "NAME A LAST\nx    1 yy\n",
+		9:  "NAME LAST\nx    yy\n",
+		3:  "NAME LAST\nx    yy\n",
+	} {
+		table := Table{Head: []string{"NAME", "A", "B", "LAST"}, Right: []bool{false, true, true, false}}
+		table.Row("x", "1", "22", "yy")
+		table.Fit(width, "B", "NONE", "A")
+		var b strings.Builder
+		if err := table.Write(&b); err != nil || b.String() != want {
+			t.Errorf("width %d: want %q, got %q", width, want, b.String())
+		}
+	}
+}
+
 func TestStyleFor(t *testing.T) {
 	none := func(string) string { return "" }
 	if StyleFor(&strings.Builder{}, none).colour {

@@ -2,6 +2,7 @@ package output
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -12,6 +13,7 @@ type Table struct {
 	Head  []string
 	Right []bool // which columns are numbers, aligned right
 	rows  [][]cell
+	tight bool // one space apart
 }
 
 type cell struct {
@@ -33,8 +35,43 @@ func (t *Table) Paint(col int, paint func(string) string) {
 	t.rows[len(t.rows)-1][col].paint = paint
 }
 
-// Write writes the table.
-func (t *Table) Write(w io.Writer) error {
+// Fit moves the columns together if the table is wider than width, and as long as it is leaves out those with the heads
+// given, in this order.
+func (t *Table) Fit(width int, expendable ...string) {
+	t.tight = t.width() > width
+	for _, head := range expendable {
+		i := slices.Index(t.Head, head)
+		if i < 0 || t.width() <= width {
+			continue
+		}
+		t.Head = slices.Delete(t.Head, i, i+1)
+		if i < len(t.Right) {
+			t.Right = slices.Delete(t.Right, i, i+1)
+		}
+		for r := range t.rows {
+			t.rows[r] = slices.Delete(t.rows[r], i, i+1)
+		}
+	}
+}
+
+func (t *Table) gap() int {
+	if t.tight {
+		return 1
+	}
+	return 2
+}
+
+// width is that of a full line.
+func (t *Table) width() int {
+	n := -t.gap()
+	for _, w := range t.widths() {
+		n += t.gap() + w
+	}
+	return n
+}
+
+// widths are those of the columns.
+func (t *Table) widths() []int {
 	width := make([]int, len(t.Head))
 	for i, h := range t.Head {
 		width[i] = utf8.RuneCountInString(h)
@@ -44,6 +81,12 @@ func (t *Table) Write(w io.Writer) error {
 			width[i] = max(width[i], utf8.RuneCountInString(c.text))
 		}
 	}
+	return width
+}
+
+// Write writes the table.
+func (t *Table) Write(w io.Writer) error {
+	width := t.widths()
 	var b strings.Builder
 	head := make([]cell, len(t.Head))
 	for i, h := range t.Head {
@@ -63,7 +106,7 @@ func (t *Table) line(b *strings.Builder, row []cell, width []int) {
 			text = c.paint(text)
 		}
 		if i > 0 {
-			b.WriteString("  ")
+			b.WriteString(strings.Repeat(" ", t.gap()))
 		}
 		switch {
 		case i < len(t.Right) && t.Right[i]:

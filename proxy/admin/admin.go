@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
@@ -70,10 +71,11 @@ func (s *Server) accept(c *sock.Conn) {
 // Request implements exchange.Handler.
 func (s *Server) Request(st *exchange.Stream) {
 	if st.Req.Method != "GET" && st.Req.Method != "HEAD" {
-		reply(st, 405, "only GET\n")
+		respond(st, 405, "text/plain; charset=utf-8", []byte("only GET and HEAD\n"), hpack.HeaderField{Name: "allow", Value: "GET, HEAD"})
 		return
 	}
-	switch st.Req.Path {
+	path, _, _ := strings.Cut(st.Req.Path, "?") // scrapers may be configured to send parameters
+	switch path {
 	case "/metrics":
 		s.metrics(st)
 	case "/healthz":
@@ -106,8 +108,8 @@ func reply(st *exchange.Stream, status int, text string) {
 	respond(st, status, "text/plain; charset=utf-8", []byte(text))
 }
 
-func respond(st *exchange.Stream, status int, kind string, body []byte) {
-	st.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: kind}}, body)
+func respond(st *exchange.Stream, status int, kind string, body []byte, more ...hpack.HeaderField) {
+	st.Respond(status, append(more, hpack.HeaderField{Name: "content-type", Value: kind}), body)
 }
 
 // Response implements exchange.Handler.

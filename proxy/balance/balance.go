@@ -154,9 +154,6 @@ func (e *Endpoint) cost(now int64) float64 {
 	return (l + indifferent) * active * active
 }
 
-// Ejected reports whether the endpoint is passed over at now.
-func (e *Endpoint) Ejected(now int64) bool { return now < e.until }
-
 // Active is how many streams the endpoint carries.
 func (e *Endpoint) Active() int { return e.active }
 

@@ -18,6 +18,7 @@ type Client struct {
 	next   uint32
 	served uint64
 	gone   bool // the server sent GOAWAY
+	broken bool // the server broke the protocol: what is sent again must go elsewhere
 	full   bool // Room was 0 when the last stream was sent
 }
 
@@ -118,7 +119,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 // Room implements exchange.Upstream. A connection whose window is filled by what slow clients have not taken takes no
 // more streams: another one serves them better.
 func (cl *Client) Room() int {
-	if cl.over || cl.gone || cl.draining || cl.next > maxWindow-2 {
+	if cl.over || cl.gone || cl.broken || cl.draining || cl.next > maxWindow-2 {
 		return 0
 	}
 	n := int(min(cl.maxPeer, 1<<20)) - len(cl.streams)
@@ -160,6 +161,7 @@ func (cl *Client) Closed(err error) {
 }
 
 func (cl *Client) violated(*connError) {
+	cl.broken = true
 	for len(cl.streams) > 0 {
 		for id, s := range cl.streams {
 			delete(cl.streams, id)

@@ -100,6 +100,28 @@ func TestConnectionErrors(t *testing.T) {
 	}
 }
 
+// A server that breaks the protocol, such as one that speaks HTTP/1.1, gets nothing of what is sent again because of it.
+func TestBrokenServerIsNotAskedAgain(t *testing.T) {
+	r := newRig(false)
+	r.h.OnLost = func(s *exchange.Stream, reason mesh.Reason) bool {
+		if reason != mesh.ReasonUpstreamProto || r.cl.Room() > 0 {
+			t.Errorf("lost for %v, and the connection takes %d streams", reason, r.cl.Room())
+		}
+		return false
+	}
+	r.client.Headers(1, true, getReq...)
+	r.client.Headers(3, true, getReq...)
+	r.n.Run()
+	r.app.Send("HTTP/1.1 400 Bad Request\r\n\r\n")
+	r.n.Run()
+	if r.h.Losses != 2 || r.h.Open != 0 {
+		t.Errorf("%d lost, %d open", r.h.Losses, r.h.Open)
+	}
+	if len(r.client.Find(http2.FrameGoAway, 0)) != 0 {
+		t.Error("the client's connection went away for it")
+	}
+}
+
 func TestPreface(t *testing.T) {
 	for _, in := range []string{"GET / HTTP/1.1\r\nHost: h\r\n\r\n", http2.ClientPreface + raw(6, 0, 0, make([]byte, 8)...), http2.ClientPreface + raw(4, 1, 0)} {
 		n := flowtest.New()

@@ -90,17 +90,6 @@ func (s *Store) Remove(id mesh.Identity) {
 	delete(s.leaves, id)
 }
 
-// Has reports whether id has a certificate, and until when it is valid.
-func (s *Store) Has(id mesh.Identity) (notAfter time.Time, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.leaves[id]
-	if l == nil {
-		return time.Time{}, false
-	}
-	return l.cert.Leaf.NotAfter, true
-}
-
 // parseLeaf checks that chain and key belong together and are what they are said to be.
 func parseLeaf(l *node.Leaf) (*tls.Certificate, error) {
 	cert, err := tls.X509KeyPair(l.Chain, l.Key)

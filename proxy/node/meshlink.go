@@ -101,6 +101,7 @@ func (sh *shard) routeMesh(c *call) {
 		dst = a.dst
 	}
 	sh.countIn(c)
+	c.attempts++
 	switch {
 	case a.bad != "":
 		c.fail(400, mesh.ReasonBadRequest, a.bad)

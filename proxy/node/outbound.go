@@ -198,6 +198,7 @@ func (sh *shard) routePlain(c *call) {
 		c.grpc = isGRPC(req)
 	}
 	sh.countIn(c)
+	c.attempts++
 	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
 		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
 		return

@@ -40,7 +40,7 @@ type stage interface {
 	stopped() // the loop has ended: nothing can be put off
 }
 
-// Conn is a flow.Conn over a socket. The zero Conn is not usable; see NewConn, AdoptFile, Listen and Dial.
+// Conn is a flow.Conn over a socket. The zero Conn is not usable; see NewConn, Listen and Dial.
 type Conn struct {
 	l     *loop.Loop
 	rcv   flow.Receiver
@@ -80,15 +80,6 @@ func NewConn(l *loop.Loop, fd int) (*Conn, error) {
 	}
 	setOptions(fd)
 	return adopt(l, fd, sockName(fd, unix.SYS_GETPEERNAME))
-}
-
-// AdoptFile is NewConn for a duplicate of f's descriptor; f stays the caller's.
-func AdoptFile(l *loop.Loop, f *os.File) (*Conn, error) {
-	fd, err := dupFile(f)
-	if err != nil {
-		return nil, fmt.Errorf("adopt socket: %w", err)
-	}
-	return NewConn(l, fd)
 }
 
 // adopt takes over a non-blocking socket with its options set.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"runtime"
 	"sync"
 	"testing"
@@ -391,17 +390,15 @@ func TestSocketpair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := os.NewFile(uintptr(fds[1]), "pair")
 	var a, b *Conn
 	var pa, pb *probe
 	do(t, l, func() {
 		if a, err = NewConn(l, fds[0]); err != nil {
 			t.Fatal(err)
 		}
-		if b, err = AdoptFile(l, f); err != nil {
+		if b, err = NewConn(l, fds[1]); err != nil {
 			t.Fatal(err)
 		}
-		f.Close()
 		if a.RemoteAddr().IsValid() || a.LocalAddr().IsValid() || a.TLS() != nil {
 			t.Error("a socketpair has no addresses and no TLS")
 		}

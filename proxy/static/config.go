@@ -28,6 +28,8 @@ type Listener struct {
 	UpstreamProtocol mesh.Protocol
 	TLS              *tls.Config // terminate TLS; with a CA, demand a client certificate of it
 	UpstreamTLS      *tls.Config
+	// Mutual: both ends present certificates, on the client's side or the upstream's.
+	Mutual bool
 }
 
 // Load reads and checks the file at path. An error names the field at fault.
@@ -68,6 +70,9 @@ func (d *decoder) listener(path string, raw []byte) Listener {
 		Upstream: d.addrPort(path+".upstream", o["upstream"], true),
 		Protocol: mesh.Protocol(d.choice(path+".protocol", o["protocol"], "detect", "http1", "http2", "opaque")),
 	}
+	if d.err == nil && l.Upstream.Port() == 0 {
+		d.fail(path+".upstream", "%q has port 0, to which nothing can be sent", l.Upstream)
+	}
 	switch d.choice(path+".upstream_protocol", o["upstream_protocol"], "auto", "http1", "http2") {
 	case "http1":
 		l.UpstreamProtocol = mesh.HTTP1
@@ -78,6 +83,7 @@ func (d *decoder) listener(path string, raw []byte) Listener {
 	}
 	if raw := o["tls"]; raw != nil {
 		l.TLS = d.serverTLS(path+".tls", raw, l.Protocol)
+		l.Mutual = l.TLS != nil && l.TLS.ClientAuth != tls.NoClientCert
 	}
 	if raw := o["upstream_tls"]; raw != nil {
 		l.UpstreamTLS = d.clientTLS(path+".upstream_tls", raw, &l)
@@ -141,6 +147,7 @@ func (d *decoder) clientTLS(path string, raw []byte, l *Listener) *tls.Config {
 		d.fail(path, "%v", err)
 		return nil
 	}
+	l.Mutual = l.Mutual || f.Cert != ""
 	// Offered, not demanded: a server without ALPN gets what is configured.
 	switch {
 	case l.Protocol == mesh.Opaque || l.UpstreamProtocol == mesh.HTTP1:

@@ -1,12 +1,19 @@
 package static
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"conduit.io/conduit/mesh"
 )
@@ -45,6 +52,7 @@ func TestParseErrorsNameTheField(t *testing.T) {
 		{"no address", `{"listeners":[{"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: is missing"},
 		{"second listener", `{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"},{"address":"127.0.0.1:3"}]}`, "listeners[1].upstream: is missing"},
 		{"host name", `{"listeners":[{"address":"localhost:1","upstream":"127.0.0.1:2"}]}`, `listeners[0].address: "localhost:1" is not`},
+		{"upstream port 0", `{"listeners":[{"address":"127.0.0.1:0","upstream":"127.0.0.1:0"}]}`, "listeners[0].upstream: \"127.0.0.1:0\" has port 0"},
 		{"number", `{"listeners":[{"address":5,"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: want a string"},
 		{"protocol", listener(`,"protocol":"http3"`), `listeners[0].protocol: "http3" is not one of detect, http1`},
 		{"upstream protocol", listener(`,"upstream_protocol":"opaque"`), "listeners[0].upstream_protocol"},
@@ -66,6 +74,49 @@ func TestParseErrorsNameTheField(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMutual: TLS is not called mutual before both ends present a certificate.
+func TestMutual(t *testing.T) {
+	cert, key := selfSigned(t)
+	for in, want := range map[string]bool{
+		``: false,
+		fmt.Sprintf(`,"tls":{"cert":%q,"key":%q}`, cert, key):                                        false,
+		fmt.Sprintf(`,"tls":{"cert":%q,"key":%q,"ca":%q}`, cert, key, cert):                          true,
+		fmt.Sprintf(`,"upstream_tls":{"ca":%q}`, cert):                                               false,
+		fmt.Sprintf(`,"upstream_tls":{"ca":%q,"cert":%q,"key":%q}`, cert, cert, key):                 true,
+		fmt.Sprintf(`,"tls":{"cert":%q,"key":%q,"ca":%[1]q},"upstream_tls":{"ca":%[1]q}`, cert, key): true,
+	} {
+		c, err := Parse([]byte(`{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"` + in + `}]}`))
+		if err != nil || c.Listeners[0].Mutual != want {
+			t.Errorf("%s: %v, %+v; want %v", in, err, c, want)
+		}
+	}
+}
+
+// selfSigned writes a certificate and its key into files.
+func selfSigned(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, b := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: der}, "key.pem": {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 }
 
 func TestLoadMissingFile(t *testing.T) {

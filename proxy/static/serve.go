@@ -257,7 +257,7 @@ func (l *listener) label(proto string) *series {
 	s := l.series[proto]
 	if s == nil {
 		t := meter.None
-		if l.cfg.TLS != nil || l.cfg.UpstreamTLS != nil {
+		if l.cfg.Mutual {
 			t = meter.MTLS
 		}
 		k := meter.Key{Direction: meter.Outbound, Src: l.cfg.Address.String(), Dst: l.cfg.Upstream.String(), Protocol: proto, TLS: t}

@@ -162,9 +162,6 @@ func (t *Table) Service(dst netip.AddrPort) (*Port, *Service) {
 // Workload is the workload that has address a, or nil.
 func (t *Table) Workload(a netip.Addr) *mesh.Workload { return t.byAddr[a.Unmap()] }
 
-// ByUID is the workload with uid, or nil.
-func (t *Table) ByUID(uid string) *mesh.Workload { return t.byUID[uid] }
-
 // Declared is the protocol that Services declare for port dst of a workload; Detect where none does.
 func (t *Table) Declared(dst netip.AddrPort) mesh.Protocol {
 	if p, ok := t.declared[target{dst.Addr().Unmap(), dst.Port()}]; ok {

@@ -68,10 +68,7 @@ func TestWorkloadLookup(t *testing.T) {
 	if w := tab.Workload(ad("::ffff:10.0.0.5")); w == nil || w.Name != "web" {
 		t.Errorf("stale unmeshed records must not hide the meshed workload: %+v", w)
 	}
-	if w := tab.ByUID("shop/late"); w == nil || w.Name != "late" {
-		t.Errorf("by UID: %+v", w)
-	}
-	if tab.Workload(ad("10.0.0.99")) != nil || tab.ByUID("x") != nil {
+	if tab.Workload(ad("10.0.0.99")) != nil {
 		t.Errorf("unknown must be nil")
 	}
 }

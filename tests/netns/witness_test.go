@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -151,10 +152,24 @@ func (s *rawSocket) connectBlocking(to netip.AddrPort, timeout time.Duration) er
 	if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
 		return err
 	}
-	if err := unix.Connect(s.fd, s.sockaddr(to)); err != nil {
+	if err := undisturbed(func() error { return unix.Connect(s.fd, s.sockaddr(to)) }); err != nil {
 		return os.NewSyscallError("connect", err)
 	}
 	return s.begun(timeout)
+}
+
+// undisturbed makes a blocking call of a socket that has a timeout without the signals by which Go preempts: they end such
+// a call with EINTR (signal(7)).
+func undisturbed(call func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before unix.Sigset_t
+	preempt := unix.Sigset_t{Val: [16]uint64{1 << (unix.SIGURG - 1)}}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &preempt, &before); err != nil {
+		return err
+	}
+	defer unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+	return call()
 }
 
 // connectLater begins a connection; await waits for it.
