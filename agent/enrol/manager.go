@@ -53,7 +53,7 @@ type Manager struct {
 	link     *proxylink.Link // nil while no proxy is ready
 	linked   chan struct{}   // closed when link becomes non-nil, and made anew when it is lost
 	sent     uint64          // version of the snapshot that the linked proxy has
-	alone    map[uint64]bool // cookies of pods whose record could not be read: left as they are
+	alone    map[uint64]bool // cookies of pods whose record is lost or cannot be read: left as they are
 }
 
 // pod is one network namespace with its attachments.
@@ -137,8 +137,8 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// Restore takes up the pods of an earlier agent: attachments from the store, the rest from the kernel. What belongs to
-// no living namespace is removed.
+// Restore takes up the pods of an earlier agent: attachments from the store, the rest from the kernel. Attachments of no
+// living namespace are dropped.
 func (m *Manager) Restore() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -146,7 +146,6 @@ func (m *Manager) Restore() error {
 	if err != nil {
 		m.cfg.Log.Error("attachments could not all be read; their pods are left as they are until they are deleted", "error", err)
 	}
-	unread := err != nil
 	enrolled, err := m.cfg.Datapath.Enrolled()
 	if err != nil {
 		return err
@@ -172,14 +171,13 @@ func (m *Manager) Restore() error {
 		return err
 	}
 	for _, cookie := range left {
-		if m.pods[cookie] == nil && unread {
-			m.alone[cookie] = true
-		} else if m.pods[cookie] == nil {
-			m.cfg.Log.Warn("removing kernel state of a pod that no attachment describes", "cookie", cookie)
-			if err := m.removeKernel(cookie); err != nil {
-				return err
-			}
+		if m.pods[cookie] != nil {
+			continue
 		}
+		// Its namespace lives, or the loader would have swept it. Without the kernel's state a STRICT pod would go on in
+		// plaintext: it stays, and with no proxy refuses or passes connections as was last decided.
+		m.alone[cookie] = true
+		m.cfg.Log.Error("pod in the kernel has no record; it is left as it is until it is deleted or added again", "cookie", cookie)
 	}
 	m.refresh()
 	return nil

@@ -174,7 +174,7 @@ func agentKilledUnderLoad(t *testing.T, r *region) {
 	b.progress(5)
 	b.stop()
 	r.wantLasting(t, before)
-	if log, err := os.ReadFile(r.one.AgentLog()); err != nil || strings.Contains(string(log), "no attachment describes") {
+	if log, err := os.ReadFile(r.one.AgentLog()); err != nil || strings.Contains(string(log), "has no record") {
 		t.Errorf("the new agent did not recognize what it found (%v)", err)
 	}
 	for _, node := range []*lab.Node{r.one, r.two} {
