@@ -32,6 +32,7 @@ vet:
 
 lint: ## formatting and static analysis
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt:"; echo "$$out"; exit 1; }
+	$(GO) mod tidy -diff
 	$(TOOLS) golangci-lint run ./...
 
 unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
