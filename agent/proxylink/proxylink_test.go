@@ -112,7 +112,7 @@ func supervisePatiently(t *testing.T, runDir, binary string, hello time.Duration
 	t.Helper()
 	f := &fixture{attached: make(chan *Link, 100)}
 	f.s = New(Config{
-		RunDir: runDir, Binary: binary, HelloTimeout: hello, Log: slog.New(slog.DiscardHandler),
+		RunDir: runDir, Binary: binary, HelloTimeout: hello, ProbeEvery: hello, Log: slog.New(slog.DiscardHandler),
 		Attach: func(_ context.Context, l *Link) error { f.attached <- l; return nil },
 		Detach: func(*Link) {},
 	})
@@ -266,6 +266,30 @@ func TestHungProxyIsReplaced(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("the mute proxy still runs")
 		syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// A proxy that was ready, and then answers nothing any more, is replaced too.
+func TestProxyThatStopsAnsweringIsReplaced(t *testing.T) {
+	dir := t.TempDir()
+	f := supervisePatiently(t, dir, proxyBinary(t, "good"), 300*time.Millisecond)
+	first := f.next(t).Hello().PID
+	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if second := f.next(t).Hello().PID; second == first {
+		t.Errorf("attached again to the stopped proxy %d", first)
+	}
+}
+
+// A proxy that answers every probe is left alone.
+func TestProbedProxyIsLeftAlone(t *testing.T) {
+	f := supervisePatiently(t, t.TempDir(), proxyBinary(t, "good"), 50*time.Millisecond)
+	l := f.next(t)
+	select {
+	case <-l.Done():
+		t.Error("the link to a proxy that answers has ended")
+	case <-time.After(time.Second):
 	}
 }
 

@@ -35,6 +35,8 @@ const (
 	patience = 3
 	// settled is how long a proxy must have been ready for earlier failures to be forgotten.
 	settled = 5 * time.Second
+	// probeEvery is the default of Config.ProbeEvery.
+	probeEvery = 5 * time.Second
 	// retireGrace is how long a proxy of another version may finish its connections.
 	retireGrace = 10 * time.Minute
 )
@@ -45,8 +47,10 @@ type Config struct {
 	Binary string // conduit-proxy
 	Cgroup string // cgroup2 directory that the data path is attached to; empty: the proxy starts where the agent is
 	Log    *slog.Logger
-	// HelloTimeout is how long a proxy may take to greet; 0 means 10 s.
+	// HelloTimeout is how long a proxy may take to greet, and to answer a probe; 0 means 10 s.
 	HelloTimeout time.Duration
+	// ProbeEvery is how often a proxy is asked whether its loops turn; 0 means 5 s.
+	ProbeEvery time.Duration
 	// Attach brings a proxy up to date; an error gives the link up. Detach follows when the link has ended.
 	Attach func(ctx context.Context, l *Link) error
 	Detach func(l *Link)
@@ -61,12 +65,17 @@ type Supervisor struct {
 	why    error // of Waiting
 	starts int   // how many proxies it started
 	exited <-chan struct{}
+
+	answered bool // the link in hand, or the last one, has answered a probe; Run's goroutine only
 }
 
 // New makes a Supervisor; call Run.
 func New(cfg Config) *Supervisor {
 	if cfg.HelloTimeout == 0 {
 		cfg.HelloTimeout = helloTimeout
+	}
+	if cfg.ProbeEvery == 0 {
+		cfg.ProbeEvery = probeEvery
 	}
 	return &Supervisor{cfg: cfg, state: Finding}
 }
@@ -100,6 +109,9 @@ func (s *Supervisor) Run(ctx context.Context) {
 		err := s.once(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if s.answered { // it hung only after that
+			s.answered, hung = false, 0
 		}
 		if hung++; !errors.Is(err, errHung) {
 			hung = 0
@@ -156,8 +168,28 @@ func (s *Supervisor) once(ctx context.Context) error {
 	}
 	s.set(Ready, nil)
 	s.cfg.Log.Info("proxy ready", "pid", l.Hello().PID, "build", l.Hello().Build)
-	<-l.Done()
-	return nil
+	return s.stay(l)
+}
+
+// stay keeps a link that is ready until it ends. A proxy whose loops hang leaves its link open and its pods waiting:
+// it is asked, every so often, what all its loops must answer.
+func (s *Supervisor) stay(l *Link) error {
+	tick := time.NewTicker(s.cfg.ProbeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.Done():
+			return nil
+		case <-tick.C:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.HelloTimeout)
+		_, err := l.Stats(ctx)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("probe proxy (pid %d): %w within %v", l.Hello().PID, errHung, s.cfg.HelloTimeout)
+		}
+		s.answered = s.answered || err == nil
+	}
 }
 
 // find dials the proxy; where there is none, it starts one.
