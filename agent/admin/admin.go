@@ -133,7 +133,7 @@ func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	own := s.nodeMetrics()
+	own := s.node().Metrics()
 	fmt.Fprint(w, own)
 	l := s.cfg.Manager.Link()
 	if l == nil {

@@ -43,33 +43,52 @@ func (p *page) gauge(name, help string, value uint64, labels ...string) {
 	p.sample(name, value, labels...)
 }
 
-// nodeMetrics are the agent's own. Series of pods are bounded by the pods of the node.
-func (s *Server) nodeMetrics() string {
-	p := &page{}
-	p.gauge("conduit_agent_info", "The running agent.", 1, "version", s.cfg.Build, "node", s.cfg.Node)
-	p.gauge("conduit_manifest_errors", "Faults in manifests; what the files said before stays in force.",
-		uint64(len(s.cfg.Manifests.Faults())))
-	sum := s.cfg.Manager.Summary()
-	p.gauge("conduit_snapshot_version", "Version of the newest discovery snapshot.", sum.Snapshot)
-	p.family("conduit_pods", "gauge", "Pods of this node by their state as the kernel has it.")
-	p.sample("conduit_pods", uint64(sum.Enrolled), "state", "enrolled")
-	p.sample("conduit_pods", uint64(sum.Wanted), "state", "wanted")
-	p.sample("conduit_pods", uint64(sum.Leaving), "state", "leaving")
-	p.sample("conduit_pods", uint64(sum.Other), "state", "not_meshed")
+// Node is what the agent's own metrics tell.
+type Node struct {
+	Build, Name string
+	Faults      int // in manifests
+	Summary     enrol.Summary
+	ProxyUp     bool
+	Starts      int               // of proxies
+	Pods        []enrol.PodStatus // nil: the kernel's counts could not be read
+}
+
+// node is the state of the node now.
+func (s *Server) node() *Node {
 	state, _ := s.cfg.Supervisor.State()
+	n := &Node{
+		Build: s.cfg.Build, Name: s.cfg.Node, Faults: len(s.cfg.Manifests.Faults()), Summary: s.cfg.Manager.Summary(),
+		ProxyUp: state == proxylink.Ready, Starts: s.cfg.Supervisor.Starts(),
+	}
+	var err error
+	if n.Pods, err = s.cfg.Manager.Pods(); err != nil {
+		n.Pods = nil
+		s.cfg.Log.Warn("kernel counters not read", "error", err)
+	}
+	return n
+}
+
+// Metrics is n as Prometheus text. Series of pods are bounded by the pods of the node.
+func (n *Node) Metrics() string {
+	p := &page{}
+	p.gauge("conduit_agent_info", "The running agent.", 1, "version", n.Build, "node", n.Name)
+	p.gauge("conduit_manifest_errors", "Faults in manifests; what the files said before stays in force.", uint64(n.Faults))
+	p.gauge("conduit_snapshot_version", "Version of the newest discovery snapshot.", n.Summary.Snapshot)
+	p.family("conduit_pods", "gauge", "Pods of this node by their state as the kernel has it.")
+	p.sample("conduit_pods", uint64(n.Summary.Enrolled), "state", "enrolled")
+	p.sample("conduit_pods", uint64(n.Summary.Wanted), "state", "wanted")
+	p.sample("conduit_pods", uint64(n.Summary.Leaving), "state", "leaving")
+	p.sample("conduit_pods", uint64(n.Summary.Other), "state", "not_meshed")
 	up := uint64(0)
-	if state == proxylink.Ready {
+	if n.ProxyUp {
 		up = 1
 	}
 	p.gauge("conduit_proxy_up", "1 while the node's proxy is linked and up to date.", up)
 	p.family("conduit_proxy_starts_total", "counter", "Proxies started by this agent process.")
-	p.sample("conduit_proxy_starts_total", uint64(s.cfg.Supervisor.Starts()))
-	pods, err := s.cfg.Manager.Pods()
-	if err != nil {
-		s.cfg.Log.Warn("kernel counters not read", "error", err)
-		return p.String()
+	p.sample("conduit_proxy_starts_total", uint64(n.Starts))
+	if n.Pods != nil {
+		p.sockets(n.Pods)
 	}
-	p.sockets(pods)
 	return p.String()
 }
 
