@@ -175,8 +175,15 @@ func TestServerDemandsCertificate(t *testing.T) {
 			t.Errorf("%s: was served", name)
 		}
 	}
-	if m := metrics(t, p); !strings.Contains(m, `conduit_proxy_handshakes_failed_total{reason="tls-failed"} 2`) {
-		t.Errorf("metrics: %s", grep(m, "handshakes"))
+	// A client may hear of its refusal before the proxy has counted it.
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		m := metrics(t, p)
+		if strings.Contains(m, `conduit_proxy_handshakes_failed_total{reason="tls-failed"} 2`) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("metrics: %s", grep(m, "handshakes"))
+		}
 	}
 }
 

@@ -35,6 +35,8 @@ const (
 	patience = 3
 	// settled is how long a proxy must have been ready for earlier failures to be forgotten.
 	settled = 5 * time.Second
+	// endNoticed is how long after its socket the end of a proxy is heard of.
+	endNoticed = time.Second
 	// probeEvery is the default of Config.ProbeEvery.
 	probeEvery = 5 * time.Second
 	// retireGrace is how long a proxy of another version may finish its connections.
@@ -212,7 +214,7 @@ func (s *Supervisor) find() (*Link, error) {
 		select {
 		case <-exited:
 			return nil, fmt.Errorf("the proxy ended right after its start: see %s/%s: %w", s.cfg.RunDir, logName, err)
-		default:
+		case <-time.After(endNoticed):
 		}
 	}
 	return l, err
