@@ -2,44 +2,22 @@ package loop
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"conduit.io/conduit/proxy/flow"
+	"conduit.io/conduit/tests/leak"
 
 	"golang.org/x/sys/unix"
 )
 
 // TestMain fails when a test leaves a descriptor or a goroutine behind.
 func TestMain(m *testing.M) {
-	r, w, _ := os.Pipe() // makes the runtime open its own poller first
-	r.Close()
-	w.Close()
-	fds, gos := countFDs(), runtime.NumGoroutine()
-	code := m.Run()
-	deadline := time.Now().Add(5 * time.Second)
-	for code == 0 && (countFDs() > fds || runtime.NumGoroutine() > gos) {
-		if time.Now().After(deadline) {
-			fmt.Fprintf(os.Stderr, "leak: %d descriptors (%d before), %d goroutines (%d before)\n", countFDs(), fds, runtime.NumGoroutine(), gos)
-			code = 1
-		}
-		runtime.Gosched()
-	}
-	os.Exit(code)
-}
-
-func countFDs() int {
-	d, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		panic(err)
-	}
-	return len(d)
+	os.Exit(leak.Main(m))
 }
 
 func start(t testing.TB) *Loop {

@@ -159,36 +159,29 @@ func NewSet(max int) *Set {
 
 // Requests is the series for k, made when it is new. Only the owning shard calls it.
 func (s *Set) Requests(k Key) *Requests {
-	if r := s.requests[k]; r != nil {
-		return r
-	}
-	if len(s.requests) >= s.max && k.Src != other {
-		s.dropped.Add(1)
-		k.Src, k.Dst = other, other
-		return s.Requests(k)
-	}
-	r := &Requests{key: k}
-	s.mu.Lock()
-	s.requests[k] = r
-	s.mu.Unlock()
-	return r
+	return series(s, s.requests, k, func(k Key) *Requests { return &Requests{key: k} })
 }
 
 // Conns is the series for k, made when it is new. Only the owning shard calls it.
 func (s *Set) Conns(k Key) *Conns {
-	if c := s.conns[k]; c != nil {
-		return c
+	return series(s, s.conns, k, func(k Key) *Conns { return &Conns{key: k} })
+}
+
+// series finds or makes the series for k in m; over the bound it is the one that stands for all others.
+func series[T any](s *Set, m map[Key]*T, k Key, make func(Key) *T) *T {
+	if v := m[k]; v != nil {
+		return v
 	}
-	if len(s.conns) >= s.max && k.Src != other {
+	if len(m) >= s.max && k.Src != other {
 		s.dropped.Add(1)
 		k.Src, k.Dst = other, other
-		return s.Conns(k)
+		return series(s, m, k, make)
 	}
-	c := &Conns{key: k}
+	v := make(k)
 	s.mu.Lock()
-	s.conns[k] = c
+	m[k] = v
 	s.mu.Unlock()
-	return c
+	return v
 }
 
 // GRPCOK classifies a grpc-status as Linkerd does: codes that blame the server are failures (Unknown 2,

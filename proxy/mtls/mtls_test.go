@@ -10,14 +10,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"math/big"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -27,30 +25,12 @@ import (
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/sock"
+	"conduit.io/conduit/tests/leak"
 )
 
-// TestMain fails when a test leaves a descriptor behind.
+// TestMain fails when a test leaves a descriptor or a goroutine behind.
 func TestMain(m *testing.M) {
-	r, w, _ := os.Pipe() // makes the runtime open its own poller first
-	r.Close()
-	w.Close()
-	before := countFDs()
-	code := m.Run()
-	for deadline := time.Now().Add(10 * time.Second); code == 0 && countFDs() > before; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			fmt.Fprintf(os.Stderr, "leak: %d descriptors, %d before\n", countFDs(), before)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func countFDs() int {
-	d, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		panic(err)
-	}
-	return len(d)
+	os.Exit(leak.Main(m))
 }
 
 // authority is a root.

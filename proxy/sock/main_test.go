@@ -4,50 +4,27 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
-	"runtime/pprof"
 	"testing"
 	"time"
 
 	"conduit.io/conduit/proxy/flow"
 	"conduit.io/conduit/proxy/loop"
+	"conduit.io/conduit/tests/leak"
 
 	"golang.org/x/sys/unix"
 )
 
 // TestMain fails when a test leaves a descriptor or a goroutine behind.
 func TestMain(m *testing.M) {
-	r, w, _ := os.Pipe() // makes the runtime open its own poller first
-	r.Close()
-	w.Close()
 	if _, err := home(); err != nil {
 		panic(err)
 	}
-	fds, gos := countFDs(), runtime.NumGoroutine()
-	code := m.Run()
-	deadline := time.Now().Add(10 * time.Second)
-	for code == 0 && (countFDs() > fds || runtime.NumGoroutine() > gos) {
-		if time.Now().After(deadline) {
-			fmt.Fprintf(os.Stderr, "leak: %d descriptors (%d before), %d goroutines (%d before)\n", countFDs(), fds, runtime.NumGoroutine(), gos)
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-			code = 1
-		}
-		runtime.Gosched()
-	}
-	os.Exit(code)
-}
-
-func countFDs() int {
-	d, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		panic(err)
-	}
-	return len(d)
+	os.Exit(leak.Main(m))
 }
 
 func start(t testing.TB) *loop.Loop {
