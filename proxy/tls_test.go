@@ -152,6 +152,29 @@ func TestChainWrongServer(t *testing.T) {
 	}
 }
 
+// A server that refuses the proxy's certificate says so only after the handshake; the client hears the reason all the same.
+func TestChainWrongClient(t *testing.T) {
+	a, stranger := newAuthority(t), newAuthority(t)
+	sl := proxyTo(serveHTTP(t, http.HandlerFunc(mirror)), "detect")
+	sl["tls"] = a.issue("server")
+	server := startProxy(t, config{"listeners": []any{sl}})
+	for _, protocol := range []string{"http1", "http2"} {
+		cl := proxyTo(server.addrs[0], protocol)
+		ut := stranger.issue("client")
+		ut["ca"], ut["server_id"] = a.ca, serverID
+		cl["upstream_tls"] = ut
+		p := startProxy(t, config{"listeners": []any{cl}})
+		res, err := client(t, protocol == "http2").Get("http://" + p.addrs[0] + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode/100 != 5 || res.Header.Get("Conduit-Reason") != "tls-failed" {
+			t.Errorf("%s: status %d, reason %q", protocol, res.StatusCode, res.Header.Get("Conduit-Reason"))
+		}
+	}
+}
+
 func TestServerDemandsCertificate(t *testing.T) {
 	a := newAuthority(t)
 	l := proxyTo(serveHTTP(t, http.HandlerFunc(mirror)), "detect")

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,16 @@ func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 		return
 	}
 	s.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: "text/plain; charset=utf-8"}, rf}, []byte(detail))
+}
+
+// LostReason is the mesh's word for the end of an upstream connection: the error's own, if it carries one (by a method
+// MeshReason), else that the server ended it.
+func LostReason(err error) mesh.Reason {
+	var own interface{ MeshReason() mesh.Reason }
+	if errors.As(err, &own) {
+		return own.MeshReason()
+	}
+	return mesh.ReasonUpstreamReset
 }
 
 // breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what

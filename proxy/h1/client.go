@@ -352,7 +352,7 @@ func (cl *Client) Drained() {
 // Closed implements flow.Receiver.
 func (cl *Client) Closed(err error) {
 	cl.over = true
-	cl.fail(mesh.ReasonUpstreamReset)
+	cl.fail(exchange.LostReason(err))
 	if cl.in != nil {
 		cl.o.Pool.Release(cl.in)
 		cl.in = nil

@@ -17,9 +17,10 @@ type Client struct {
 	o      exchange.ClientOptions
 	next   uint32
 	served uint64
-	gone   bool // the server sent GOAWAY
-	broken bool // the server broke the protocol: what is sent again must go elsewhere
-	full   bool // Room was 0 when the last stream was sent
+	gone   bool        // the server sent GOAWAY
+	broken bool        // the server broke the protocol: what is sent again must go elsewhere
+	full   bool        // Room was 0 when the last stream was sent
+	why    mesh.Reason // of the end of the connection
 }
 
 // NewClient makes itself the receiver of c and greets the server.
@@ -153,6 +154,7 @@ func (cl *Client) Close() {
 // Closed implements flow.Receiver.
 func (cl *Client) Closed(err error) {
 	cl.over = true
+	cl.why = exchange.LostReason(err)
 	cl.abortAll()
 	cl.free()
 	if cl.o.OnChange != nil {
@@ -197,6 +199,9 @@ func (cl *Client) idle() {
 func (cl *Client) reset(s *exchange.Stream, code uint32) {
 	cl.served++
 	reason := mesh.ReasonUpstreamReset
+	if cl.why != "" {
+		reason = cl.why
+	}
 	if code == codeProtocol || code == codeFlow || code == codeStreamClosed {
 		reason = mesh.ReasonUpstreamProto
 	}

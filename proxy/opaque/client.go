@@ -129,7 +129,7 @@ func (cl *Client) Closed(err error) {
 	cl.over = true
 	if s := cl.s; s != nil {
 		cl.s = nil
-		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, 0, false)
+		s.Abort(exchange.Up, exchange.LostReason(err), 0, false)
 	}
 	if cl.o.OnChange != nil {
 		cl.o.OnChange(cl, true, err)

@@ -240,7 +240,7 @@ func (c *Conn) end(err error, reset bool) {
 
 // finish is end and tell. It must not be called from within a call by the receiver.
 func (c *Conn) finish(err error, reset bool) {
-	c.end(err, reset)
+	c.end(alerted(err), reset)
 	c.tell()
 }
 

@@ -71,6 +71,28 @@ func Reason(err error) mesh.Reason {
 	return mesh.ReasonUpstreamReset
 }
 
+// AlertError is a TLS alert that the peer sent on a connection that stood: with TLS 1.3 a server refuses a client's
+// certificate only after the client's handshake is done.
+type AlertError struct{ Err error }
+
+// Error implements error.
+func (e *AlertError) Error() string { return e.Err.Error() }
+
+// Unwrap gives what crypto/tls returned.
+func (e *AlertError) Unwrap() error { return e.Err }
+
+// MeshReason is the mesh's word for it.
+func (e *AlertError) MeshReason() mesh.Reason { return mesh.ReasonTLS }
+
+// alerted wraps an alert of the peer, and leaves other errors as they are.
+func alerted(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" { // how crypto/tls reports it
+		return &AlertError{err}
+	}
+	return err
+}
+
 // isTLS tells errors of the TLS layer from those of the connection below.
 func isTLS(err error) bool {
 	var (
