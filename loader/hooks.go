@@ -27,6 +27,13 @@ var hooks = []hook{
 	{"cdt_connect6", ebpf.AttachCGroupInet6Connect},
 }
 
+// RepairHooks attaches again what CheckHooks misses. What is in place goes on without a gap.
+func (d *Datapath) RepairHooks() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attachHooks()
+}
+
 func (d *Datapath) attachHooks() error {
 	id, err := cgroupID(d.cfg.Cgroup)
 	if err != nil {

@@ -251,6 +251,12 @@ func (m *Manager) detach(ctx context.Context, p *pod, key store.Key) error {
 
 // inspect notes what the kernel or the namespaces have lost, so that the reconciliation that follows repairs it.
 func (m *Manager) inspect() {
+	if err := m.cfg.Datapath.CheckHooks(); err != nil {
+		m.cfg.Log.Error("programs at the cgroup are lost; attaching them again", "found", err)
+		if err := m.cfg.Datapath.RepairHooks(); err != nil {
+			m.cfg.Log.Error("programs not attached; trying again", "error", err)
+		}
+	}
 	for _, p := range m.sorted() {
 		if !p.enrolled {
 			continue

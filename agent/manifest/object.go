@@ -11,7 +11,7 @@ import (
 
 // The label and the annotations of Namespaces and Pods that Conduit reads.
 const (
-	LabelMesh      = "conduit.io/mesh"       // Enabled or Disabled; a Pod's wins over its Namespace's
+	LabelMesh      = "conduit.io/mesh"       // enabled or disabled; a Pod's wins over its Namespace's
 	AnnotationMode = "conduit.io/mtls-mode"  // PERMISSIVE or STRICT
 	AnnotationDown = "conduit.io/agent-down" // Closed or Open
 

@@ -125,7 +125,8 @@ func (l *Link) fail(err error) {
 }
 
 // Call sends a request with its files, which stay the caller's, and waits for the answer. An answer that is an error is
-// returned as one. When the time is up, the link is closed: nobody knows what the proxy has done.
+// returned as one. After CallTimeout the link is closed: nobody knows what the proxy has done. When ctx ends first, the link
+// stays, and the caller must reckon with either.
 func (l *Link) Call(ctx context.Context, m *node.Message, files ...*os.File) (*node.Ack, error) {
 	ch := make(chan *node.Ack, 1)
 	l.mu.Lock()
@@ -153,6 +154,9 @@ func (l *Link) Call(ctx context.Context, m *node.Message, files ...*os.File) (*n
 	case <-l.done:
 		return nil, l.err
 	case <-ctx.Done():
+		l.mu.Lock()
+		delete(l.waiting, m.ID)
+		l.mu.Unlock()
 		return nil, fmt.Errorf("ask proxy: %w", ctx.Err())
 	case <-timer.C:
 		err := fmt.Errorf("%w: %w within %v", ErrClosed, errHung, CallTimeout)

@@ -62,6 +62,9 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cs *tls.ConnectionState) {
 	o.Internal = !d.hbone
 	srv := h2.NewServer(c, handler{sh}, o)
 	d.drain = srv.Drain
+	if sh.leaving || d.share.pod.draining.Load() { // begun during the handshake
+		srv.Drain()
+	}
 }
 
 // peerLabel names a peer by the workload at its address, if that one has the identity that was proved, else by the

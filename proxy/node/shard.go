@@ -140,6 +140,7 @@ func (sh *shard) snapshotChanged() {
 
 // remove ends everything of p at once.
 func (sh *shard) remove(p *pod) {
+	sh.closePools(p) // a shard that is not the pod's home may have some, and no share
 	s := sh.shares[p]
 	if s == nil {
 		return
@@ -148,7 +149,6 @@ func (sh *shard) remove(p *pod) {
 	if s.drain != nil {
 		s.drain.Stop()
 	}
-	sh.closePools(p)
 	s.each(func(d *down) { d.conn.Abort() })
 	for c := sh.tunnels.next; c != sh.tunnels; {
 		next := c.next

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -350,6 +351,13 @@ func TestRepair(t *testing.T) {
 	node := n.MeshNode("one", lab.NodeConfig{})
 	pod := n.Pod(node, "shop", "web", lab.PodOptions{})
 	wantCode(t, "CHECK of a pod without its rules", checkBroken(t, pod.Netns, pod.Check), 100)
+	testnet.Eventually(t, 30*time.Second, pod.Check)
+	if err := os.Remove(filepath.Join(node.PinDir(), "hooks", "cdt_connect4")); err != nil {
+		t.Fatal(err)
+	}
+	if err := pod.Check(t.Context()); err == nil {
+		t.Error("CHECK misses no program although connect4 is detached")
+	}
 	testnet.Eventually(t, 30*time.Second, pod.Check)
 }
 
