@@ -55,7 +55,7 @@ var layers = [][]string{
 	{"cmd"},
 	{"agent", "proxy", "control", "cni", "cli"},
 	{"loader", "identity"},
-	{"api", "mesh", "deploy"},
+	{"api", "mesh"},
 }
 
 func layerOf(path string) (row int, dir string) {

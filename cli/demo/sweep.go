@@ -31,7 +31,7 @@ func sweep() (names []string, err error) {
 		if err != nil || pid == os.Getpid() || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			continue
 		}
-		if err := lab.RemoveLeftovers(name); err != nil {
+		if err := lab.Sweep(name, dir, lab.DefaultBPFFS); err != nil {
 			errs = append(errs, fmt.Errorf("sweep: %w", err))
 			continue
 		}

@@ -151,13 +151,6 @@ func (c *Capture) Find(marker []byte) []Flow {
 	return found
 }
 
-// Bytes is the amount of payload recorded so far.
-func (c *Capture) Bytes() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.kept
-}
-
 // parseTCP finds the TCP payload of an IPv4 (RFC 791) or IPv6 (RFC 8200) packet without extension headers.
 func parseTCP(p []byte) (Flow, []byte, bool) {
 	var src, dst netip.Addr

@@ -45,8 +45,8 @@ type Lab struct {
 	closed    bool
 }
 
-// defaultParent holds the directories of labs that do not name their own.
-const defaultParent = "/run/conduit-lab"
+// DefaultDir holds the directories of labs that do not name their own.
+const DefaultDir = "/run/conduit-lab"
 
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?$`)
 
@@ -83,7 +83,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("lab name %q: want 1 to 20 characters of a-z, 0-9 and -", c.Name)
 	}
 	if c.Dir == "" {
-		c.Dir = filepath.Join(defaultParent, c.Name)
+		c.Dir = filepath.Join(DefaultDir, c.Name)
 	}
 	if c.BPFFS == "" {
 		c.BPFFS = DefaultBPFFS
@@ -184,23 +184,20 @@ func (l *Lab) Close() error {
 	for _, s := range spaces {
 		errs = append(errs, s.remove())
 	}
-	errs = append(errs, os.RemoveAll(l.cfg.Dir), l.verifyGone())
-	os.Remove(defaultParent) // succeeds when the last lab goes
+	errs = append(errs, os.RemoveAll(l.cfg.Dir), l.verifyGone(nodes))
+	os.Remove(DefaultDir) // succeeds when the last lab goes
 	return errors.Join(errs...)
 }
 
-// verifyGone looks for anything that carries the lab's name.
-func (l *Lab) verifyGone() error {
-	var left []string
-	for _, dir := range []string{netnsDir, l.cfg.BPFFS} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("verify removal: %w", err)
-		}
-		for _, e := range entries {
-			if strings.HasPrefix(e.Name(), l.cfg.Name+".") {
-				left = append(left, filepath.Join(dir, e.Name()))
-			}
+// verifyGone looks for namespaces that carry the lab's name, and for its nodes' pins.
+func (l *Lab) verifyGone(nodes []*Node) error {
+	left, err := filepath.Glob(filepath.Join(netnsDir, l.cfg.Name+".*"))
+	if err != nil {
+		return fmt.Errorf("verify removal: %w", err)
+	}
+	for _, n := range nodes {
+		if _, err := os.Lstat(n.PinDir()); !errors.Is(err, os.ErrNotExist) {
+			left = append(left, n.PinDir())
 		}
 	}
 	if len(left) > 0 {

@@ -78,9 +78,6 @@ func (p *Pod) String() string { return p.Namespace + "/" + p.PodName }
 // IfName is the pod's interface.
 func (p *Pod) IfName() string { return "eth0" }
 
-// ContainerID is the pod's CNI_CONTAINERID.
-func (p *Pod) ContainerID() string { return p.containerID }
-
 // IP is the pod's first address of a family (IPv4 or IPv6), or the zero Addr.
 func (p *Pod) IP(f Families) netip.Addr {
 	for _, a := range p.IPs {

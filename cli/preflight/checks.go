@@ -31,7 +31,7 @@ func (s System) root() Check {
 
 // capabilities are asked for by name because root in a container may lack them.
 func (s System) capabilities() Check {
-	const d = "it has CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
+	const d = "it has CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
 	status, err := fs.ReadFile(s.Root, "proc/self/status")
 	if err != nil {
 		return failed(d, err.Error(), "mount -t proc proc /proc")
@@ -44,7 +44,7 @@ func (s System) capabilities() Check {
 	for _, c := range []struct {
 		bit  uint
 		name string
-	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
+	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
 		if have&(1<<c.bit) == 0 {
 			missing = append(missing, c.name)
 		}
