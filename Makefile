@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins demo test vet lint unit race kernels fuzz generate clean
+.PHONY: help build plugins demo test vet lint unit race kernels conformance fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ race: ## the tests that need no root, under the race detector
 
 kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)
+
+conformance: build ## h2spec against the proxy, plaintext and TLS; reports in tests/conformance/reports/
+	$(GO) build -modfile=tools/go.mod -trimpath -o $(BIN)/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	$(GO) run ./tests/conformance -proxy $(BIN)/conduit-proxy -h2spec $(BIN)/h2spec
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)
