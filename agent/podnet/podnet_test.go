@@ -3,6 +3,7 @@ package podnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -123,6 +124,9 @@ func TestSetupVerifyTeardown(t *testing.T) {
 	if err := Verify(ns, n); err == nil {
 		t.Fatal("Verify finds nothing missing in a fresh namespace")
 	}
+	if err := Settle(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // the second time nothing changes
 		if err := Setup(ns, n); err != nil {
 			t.Fatal(err)
@@ -183,7 +187,7 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 		{"rule", func() error {
 			list, err := netlink.RuleList(netlink.FAMILY_V6)
 			for i := range list {
-				if list[i].Priority == prefProhibit {
+				if list[i].Priority == prefRefuse {
 					list[i].Family = netlink.FAMILY_V6
 					return netlink.RuleDel(&list[i])
 				}
@@ -208,6 +212,9 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			ns := newNetns(t, dual...)
+			if err := Settle(t.Context(), ns); err != nil {
+				t.Fatal(err)
+			}
 			if err := Setup(ns, n); err != nil {
 				t.Fatal(err)
 			}
@@ -224,6 +231,55 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 				t.Errorf("Setup did not repair it: %v", err)
 			}
 		})
+	}
+}
+
+// A pod without an IPv6 address has the rules for it all the same: what was marked before the agent has seen an address
+// that a router advertised is refused, and foreign routes of the table are left alone and not counted.
+func TestRulesBeforeAddresses(t *testing.T) {
+	ns := newNetns(t, "10.9.0.2/24")
+	n := Net{IfName: "eth0", Addrs: addrs("10.9.0.2")}
+	if err := Setup(ns, n); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(ns, n); err != nil {
+		t.Fatal(err)
+	}
+	way := func() error {
+		return loader.Inside(ns, func() error {
+			_, err := netlink.RouteGetWithOptions(netip.MustParseAddr("2001:db8::1").AsSlice(), &netlink.RouteGetOptions{Mark: kernel.Mark})
+			return err
+		})
+	}
+	if err := way(); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("marked packet of a pod without IPv6: %v, want ENETUNREACH", err)
+	}
+	if err := loader.Inside(ns, func() error {
+		dev, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addr, _ := netlink.ParseAddr("2001:db8:9::2/64")
+		addr.Flags = unix.IFA_F_NODAD
+		_, any, _ := net.ParseCIDR("::/0")
+		_, foreign, _ := net.ParseCIDR("2001:db8:77::/48")
+		return errors.Join(netlink.AddrAdd(dev, addr),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: any, Gw: net.ParseIP("2001:db8:9::1")}),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: foreign, Table: Table}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := way(); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("marked packet after a router advertisement: %v, want ENETUNREACH", err)
+	}
+	if err := Teardown(ns); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := Leftovers(ns); err != nil || left != 0 {
+		t.Errorf("left over: %d, %v; want none, for the route in the table is somebody else's", left, err)
+	}
+	if err := way(); err != nil {
+		t.Errorf("after Teardown the packet has no way: %v", err)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/loader"
@@ -21,12 +20,9 @@ const (
 	// Table is the routing table of the local routes in pods' namespaces.
 	Table = 100
 
-	prefLookup   = 100
-	prefProhibit = 101
-	bindMetric   = 10 // of the route for sockets that are bound to the interface
-
-	// dadWait is how long an IPv6 address may still be under duplicate address detection (RFC 4862, 5.4).
-	dadWait = 3 * time.Second
+	prefLookup = 100
+	prefRefuse = 101
+	bindMetric = 10 // of the route for sockets that are bound to the interface
 )
 
 // Net is what a pod's namespace needs to turn marked packets round.
@@ -38,10 +34,12 @@ type Net struct {
 // family is one address family of a Net.
 type family struct {
 	number int
-	src    net.IP
+	src    net.IP // nil when the pod has no address of the family
 	any    *net.IPNet
 }
 
+// families are both address families: the rules are needed also where the pod has no address yet. Router advertisements
+// bring one at any time, and until the agent has seen it, a marked packet must find nothing but a refusal.
 func (n Net) families() []family {
 	var out []family
 	for _, f := range []struct {
@@ -52,10 +50,12 @@ func (n Net) families() []family {
 		{netlink.FAMILY_V4, "0.0.0.0/0", netip.Addr.Is4},
 		{netlink.FAMILY_V6, "::/0", netip.Addr.Is6},
 	} {
+		_, dst, _ := net.ParseCIDR(f.any)
+		fam := family{number: f.number, any: dst}
 		if i := slices.IndexFunc(n.Addrs, f.is); i >= 0 {
-			_, dst, _ := net.ParseCIDR(f.any)
-			out = append(out, family{f.number, n.Addrs[i].AsSlice(), dst})
+			fam.src = n.Addrs[i].AsSlice()
 		}
+		out = append(out, fam)
 	}
 	return out
 }
@@ -98,7 +98,8 @@ func first(yes bool) int {
 	return 1
 }
 
-// Setup makes what is missing in netns, and corrects what differs.
+// Setup makes what is missing in netns, and corrects what differs. It fails while a source address is tentative: see
+// Settle.
 func Setup(netns *os.File, n Net) error {
 	err := loader.Inside(netns, func() error {
 		lo, dev, err := links(n.IfName)
@@ -112,21 +113,12 @@ func Setup(netns *os.File, n Net) error {
 		}
 		for _, f := range n.families() {
 			for _, r := range routes(f, lo, dev) {
-				if err := replaceRoute(r); err != nil {
+				if err := netlink.RouteReplace(r); err != nil {
 					return fmt.Errorf("add %s: %w", routeText(r), err)
 				}
 			}
-			have, err := netlink.RuleList(f.number)
-			if err != nil {
-				return fmt.Errorf("list rules: %w", err)
-			}
-			for _, r := range rules(f) {
-				if slices.ContainsFunc(have, func(h netlink.Rule) bool { return sameRule(&h, r) }) {
-					continue
-				}
-				if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-					return fmt.Errorf("add rule %d: %w", r.Priority, err)
-				}
+			if err := addRules(f); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -135,6 +127,34 @@ func Setup(netns *os.File, n Net) error {
 		return fmt.Errorf("set up pod network: %w", err)
 	}
 	return nil
+}
+
+func addRules(f family) error {
+	missing, err := missingRules(f)
+	for _, r := range missing {
+		if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add rule %d: %w", r.Priority, err)
+		}
+	}
+	return err
+}
+
+// missingRules are those that Setup would have to add: none in a kernel that does not know a family which the pod does
+// not use.
+func missingRules(f family) (missing []*netlink.Rule, err error) {
+	have, err := netlink.RuleList(f.number)
+	switch {
+	case err != nil && f.src == nil && unsupported(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	for _, r := range rules(f) {
+		if !slices.ContainsFunc(have, func(h netlink.Rule) bool { return sameRule(&h, r) }) {
+			missing = append(missing, r)
+		}
+	}
+	return missing, nil
 }
 
 func links(ifname string) (lo, dev netlink.Link, err error) {
@@ -147,9 +167,12 @@ func links(ifname string) (lo, dev netlink.Link, err error) {
 	return lo, dev, nil
 }
 
-// routes are the two routes of a family. The source is set in them, for the kernel would otherwise take the
+// routes are the two routes of a family of which the pod has an address. The source is set in them, for the kernel would otherwise take the
 // destination of a local route as the source. The second serves sockets that are bound to the interface.
 func routes(f family, lo, dev netlink.Link) []*netlink.Route {
+	if f.src == nil {
+		return nil
+	}
 	out := []*netlink.Route{
 		{LinkIndex: lo.Attrs().Index, Dst: f.any, Src: f.src, Table: Table, Type: unix.RTN_LOCAL, Family: f.number},
 		{LinkIndex: dev.Attrs().Index, Dst: f.any, Src: f.src, Table: Table, Type: unix.RTN_LOCAL, Family: f.number, Priority: bindMetric},
@@ -160,31 +183,24 @@ func routes(f family, lo, dev netlink.Link) []*netlink.Route {
 	return out
 }
 
-// replaceRoute waits while the source address is tentative: the kernel refuses it as a source until then.
-func replaceRoute(r *netlink.Route) error {
-	end := time.Now().Add(dadWait)
-	for {
-		err := netlink.RouteReplace(r)
-		if err == nil || !errors.Is(err, unix.EINVAL) || r.Family != netlink.FAMILY_V6 || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
+// rules are the two rules of a family. Marked and not routable never goes out in the clear; a pod without an address of
+// the family is told what it would be told without rules, ENETUNREACH, so that it tries the other family.
 func rules(f family) []*netlink.Rule {
 	mask := uint32(0xffffffff)
-	lookup, prohibit := netlink.NewRule(), netlink.NewRule()
+	lookup, refuse := netlink.NewRule(), netlink.NewRule()
 	lookup.Priority, lookup.Table = prefLookup, Table
-	prohibit.Priority, prohibit.Type = prefProhibit, unix.RTN_PROHIBIT // marked and not routable: never out in the clear
-	for _, r := range []*netlink.Rule{lookup, prohibit} {
+	refuse.Priority, refuse.Type = prefRefuse, unix.RTN_PROHIBIT
+	if f.src == nil {
+		refuse.Type = unix.RTN_UNREACHABLE
+	}
+	for _, r := range []*netlink.Rule{lookup, refuse} {
 		r.Family, r.Mark, r.Mask = f.number, kernel.Mark, &mask
 	}
-	return []*netlink.Rule{lookup, prohibit}
+	return []*netlink.Rule{lookup, refuse}
 }
 
-// sameRule compares what the netlink package reads back. It does not read the action: a rule without a table is the
-// prohibiting one.
+// sameRule compares what the netlink package reads back. It does not read the action: a rule without a table is one
+// that refuses.
 func sameRule(have, want *netlink.Rule) bool {
 	return have.Priority == want.Priority && have.Mark == kernel.Mark && have.Table == max(want.Table, 0)
 }
@@ -204,14 +220,15 @@ func Verify(netns *os.File, n Net) error {
 			return errors.New("lo is down")
 		}
 		for _, f := range n.families() {
-			have, err := netlink.RuleList(f.number)
+			missing, err := missingRules(f)
 			if err != nil {
-				return fmt.Errorf("list rules: %w", err)
+				return err
 			}
-			for _, r := range rules(f) {
-				if !slices.ContainsFunc(have, func(h netlink.Rule) bool { return sameRule(&h, r) }) {
-					return fmt.Errorf("rule %d for mark %#x is missing (IPv%d)", r.Priority, kernel.Mark, ipVersion(f))
-				}
+			if len(missing) > 0 {
+				return fmt.Errorf("rule %d for mark %#x is missing (IPv%d)", missing[0].Priority, kernel.Mark, ipVersion(f))
+			}
+			if f.src == nil {
+				continue
 			}
 			present, err := tableRoutes(f.number)
 			if err != nil {
@@ -280,7 +297,7 @@ func teardown(number int) error {
 	var errs []error
 	for i := range have {
 		r := &have[i]
-		if r.Mark != kernel.Mark || (r.Priority != prefLookup && r.Priority != prefProhibit) {
+		if !ownRule(r) {
 			continue
 		}
 		r.Family = number
@@ -294,7 +311,7 @@ func teardown(number int) error {
 	}
 	for i := range present {
 		r := &present[i]
-		if r.Type != unix.RTN_LOCAL || !isDefault(r.Dst) {
+		if !ownRoute(r) {
 			continue
 		}
 		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -303,6 +320,13 @@ func teardown(number int) error {
 	}
 	return errors.Join(errs...)
 }
+
+func ownRule(r *netlink.Rule) bool {
+	return r.Mark == kernel.Mark && (r.Priority == prefLookup || r.Priority == prefRefuse)
+}
+
+// ownRoute tells Setup's routes from those that somebody else may have in the table.
+func ownRoute(r *netlink.Route) bool { return r.Type == unix.RTN_LOCAL && isDefault(r.Dst) }
 
 // unsupported tells a kernel without the address family.
 func unsupported(err error) bool {
@@ -318,7 +342,7 @@ func Leftovers(netns *os.File) (n int, err error) {
 				return err
 			}
 			for i := range have {
-				if have[i].Mark == kernel.Mark {
+				if ownRule(&have[i]) {
 					n++
 				}
 			}
@@ -326,7 +350,11 @@ func Leftovers(netns *os.File) (n int, err error) {
 			if err != nil && !unsupported(err) {
 				return err
 			}
-			n += len(routes)
+			for i := range routes {
+				if ownRoute(&routes[i]) {
+					n++
+				}
+			}
 		}
 		return nil
 	})
