@@ -18,7 +18,7 @@ type Conf struct {
 	AgentSocket string        // where the agent listens
 	Timeout     time.Duration // for the agent's answer to ADD; no verb waits longer
 	PrevResult  json.RawMessage
-	Valid       []types.GCAttachment // GC only
+	Valid       []types.GCAttachment // GC only; nil when the runtime has not said which attachments are valid
 }
 
 const (
@@ -31,6 +31,13 @@ var ownKeys = []string{"agentSocket", "timeout"}
 
 // standardKeys are the keys that the CNI specification, section 1, or a runtime puts into any plugin's configuration.
 var standardKeys = []string{"cniVersion", "name", "type", "prevResult", "args", "capabilities", "runtimeConfig", "ipam", "ipMasq", "dns"}
+
+// The keys by which a runtime tells GC what is valid (specification, "GC"); the second one is the name before the
+// specification 1.1 was corrected.
+const (
+	keyValid    = "cni.dev/valid-attachments"
+	keyValidOld = "cni.dev/attachments"
+)
 
 // runtimePrefix marks keys that belong to the CNI project (specification, section 1, "reserved keys").
 const runtimePrefix = "cni.dev/"
@@ -50,14 +57,16 @@ func parseConf(stdin []byte) (*Conf, error) {
 		AgentSocket string               `json:"agentSocket"`
 		Timeout     string               `json:"timeout"`
 		Valid       []types.GCAttachment `json:"cni.dev/valid-attachments"`
-		Attachments []types.GCAttachment `json:"cni.dev/attachments"` // the name before specification 1.1 was corrected
+		Attachments []types.GCAttachment `json:"cni.dev/attachments"`
 	}
 	if err := json.Unmarshal(stdin, &in); err != nil {
 		return nil, invalidConf(fmt.Sprintf("the network configuration has a field of the wrong type: %v", err))
 	}
-	c := &Conf{Network: in.Name, CNIVersion: in.CNIVersion, AgentSocket: in.AgentSocket, Timeout: defaultTimeout, Valid: in.Valid}
-	if in.Valid == nil {
-		c.Valid = in.Attachments
+	c := &Conf{Network: in.Name, CNIVersion: in.CNIVersion, AgentSocket: in.AgentSocket, Timeout: defaultTimeout}
+	for key, list := range map[string][]types.GCAttachment{keyValid: in.Valid, keyValidOld: in.Attachments} {
+		if _, ok := raw[key]; ok { // libcni says null when there are none
+			c.Valid = append([]types.GCAttachment{}, append(c.Valid, list...)...)
+		}
 	}
 	if p := raw["prevResult"]; len(p) > 0 && string(p) != "null" {
 		c.PrevResult = p

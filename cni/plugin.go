@@ -106,6 +106,10 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if conf.Valid == nil { // taken for an empty list, it would take every pod of the network out of the mesh
+		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("GC without %q: nothing was removed", keyValid),
+			"the container runtime must say which attachments are still valid, if only with an empty list")
+	}
 	req := &podapi.Request{Version: podapi.Version, Op: podapi.GC, Network: conf.Network, Valid: []podapi.Attachment{}}
 	for _, a := range conf.Valid {
 		req.Valid = append(req.Valid, podapi.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})

@@ -170,7 +170,7 @@ func TestAgentRefuses(t *testing.T) {
 	} {
 		t.Run(tc.verb+"/"+string(tc.code), func(t *testing.T) {
 			a := newAgent(t, &podapi.Response{Error: &podapi.Error{Code: tc.code, Message: "the wheel came off", Hint: "fit a wheel"}})
-			o := call(t, env(tc.verb), conf("1.1.0", a.socket, prev))
+			o := call(t, env(tc.verb), conf("1.1.0", a.socket, prev, `"cni.dev/valid-attachments":[]`))
 			o.wantError(t, tc.want, "the wheel came off", "fit a wheel", tc.verb)
 			a.only(t)
 		})
@@ -202,6 +202,20 @@ func TestGCPassesValidAttachments(t *testing.T) {
 			t.Errorf("%s: request (-want +got):\n%s", key, d)
 		}
 	}
+}
+
+// A list that is empty, or null as libcni sends it, removes everything; a list that is missing removes nothing.
+func TestGCWithoutAttachments(t *testing.T) {
+	for _, list := range []string{"[]", "null"} {
+		a := newAgent(t, ok)
+		if o := call(t, env("GC"), conf("1.1.0", a.socket, "", `"cni.dev/valid-attachments":`+list)); o.failed != nil {
+			t.Fatal(o.failed)
+		}
+		if req := a.only(t); req.Op != podapi.GC || len(req.Valid) != 0 {
+			t.Errorf("%s: request %+v", list, req)
+		}
+	}
+	call(t, env("GC"), conf("1.1.0", "/nonexistent/cni.sock", "")).wantError(t, 7, "nothing was removed", "container runtime must say")
 }
 
 func TestStatusReady(t *testing.T) {
@@ -239,7 +253,7 @@ func TestAgentAway(t *testing.T) {
 		"agent hangs up": {hangUp(t, dir), []string{"hung up without an answer"}},
 		"not an agent":   {babble(t, dir), []string{"frame"}},
 	} {
-		stdin := conf("1.1.0", tc.socket, prev, `"timeout":"1s"`)
+		stdin := conf("1.1.0", tc.socket, prev, `"timeout":"1s"`, `"cni.dev/valid-attachments":null`)
 		t.Run(name, func(t *testing.T) {
 			for verb, code := range map[string]uint{"ADD": 11, "CHECK": 11, "GC": 11, "STATUS": 50} {
 				if name == "not an agent" && verb != "STATUS" {
