@@ -19,6 +19,21 @@ func (d *Datapath) Check(cookie uint64) error {
 	return errors.Join(d.checkPod(cookie), d.checkLookup(cookie), d.CheckHooks())
 }
 
+// Alive reports whether the namespace to which the pod's lookup program was attached still exists: false also when
+// there is no such program.
+func (d *Datapath) Alive(cookie uint64) (bool, error) {
+	l, err := link.LoadPinnedLink(d.pins.lookup(cookie), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer l.Close()
+	ino, err := linkNetns(l)
+	return ino != 0, err
+}
+
 // CheckHooks compares the programs at the cgroup with what was attached there.
 func (d *Datapath) CheckHooks() error {
 	id, err := cgroupID(d.cfg.Cgroup)

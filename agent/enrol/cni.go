@@ -64,6 +64,9 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 					"the node's proxy is not running, so pod %s/%s cannot be wired", a.Namespace, a.Pod)
 			}
 		}
+		if err := settle(ctx, a); err != nil { // before the lock is taken: it may be a matter of seconds
+			return false, fail(podapi.CodeBadNetns, "", "look for tentative addresses in %s: %v", a.Netns, err)
+		}
 		wired, err := m.attach(ctx, a)
 		switch {
 		case err == nil:
@@ -76,6 +79,18 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 		return false, fail(podapi.CodeInternal, "see the agent's log; the runtime will try again",
 			"wire pod %s/%s: %v", a.Namespace, a.Pod, err)
 	}
+}
+
+func settle(ctx context.Context, a *store.Attachment) error {
+	if !a.Workload.Meshed {
+		return nil
+	}
+	netns, err := podnet.Open(a.Netns)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	return podnet.Settle(ctx, netns)
 }
 
 // attachment looks at the namespace that the request names.
@@ -157,6 +172,7 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, 
 	if p == nil {
 		p = &pod{cookie: a.Cookie, attachments: map[store.Key]*store.Attachment{}, workload: a.Workload}
 		m.pods[a.Cookie] = p
+		delete(m.alone, a.Cookie)
 	}
 	before := p.attachments[a.Key()]
 	p.attachments[a.Key()] = a
@@ -211,6 +227,7 @@ func (m *Manager) Del(ctx context.Context, r *podapi.Request) *podapi.Error {
 	key := store.Key{ContainerID: r.ContainerID, IfName: r.IfName}
 	p := m.find(key)
 	if p == nil {
+		m.release(ctx, r.Netns)
 		return nil
 	}
 	m.drop(ctx, p, key)

@@ -54,6 +54,7 @@ type Manager struct {
 	linked   chan struct{}   // closed when link becomes non-nil, and made anew when it is lost
 	sent     uint64          // version of the snapshot that the linked proxy has
 	alone    map[uint64]bool // cookies of pods whose record is lost or cannot be read: left as they are
+	debris   map[uint64]bool // cookies of pods that are gone, of which the kernel may still have something
 }
 
 // pod is one network namespace with its attachments.
@@ -72,7 +73,7 @@ type pod struct {
 
 // New makes a Manager; call Restore, and then Run.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{}), alone: map[uint64]bool{}}
+	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{}), alone: map[uint64]bool{}, debris: map[uint64]bool{}}
 }
 
 // name is the pod that the attachments belong to.
@@ -207,7 +208,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 	if err := m.publish(ctx); err != nil {
 		m.cfg.Log.Error("proxy was not brought up to date", "error", err)
 	}
-	failed := false
+	failed := !m.tidy()
 	for _, p := range m.sorted() {
 		before := p.fault
 		p.fault = m.sync(ctx, p)

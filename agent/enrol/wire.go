@@ -225,7 +225,8 @@ func (m *Manager) removeKernel(cookie uint64) error {
 	return errors.Join(d.Unenrol(cookie), d.DetachLookup(cookie), d.ClearListeners(cookie), d.DropCounters(cookie))
 }
 
-// detach forgets one attachment, and with the last one the pod, at once.
+// detach forgets one attachment, and with the last one the pod, at once. What the kernel would not give up is left to
+// be removed later: no attachment remains that could remind of it.
 func (m *Manager) detach(ctx context.Context, p *pod, key store.Key) error {
 	if len(p.attachments) > 1 {
 		delete(p.attachments, key)
@@ -233,12 +234,17 @@ func (m *Manager) detach(ctx context.Context, p *pod, key store.Key) error {
 	}
 	var errs []error
 	errs = append(errs, m.cfg.Datapath.Unenrol(p.cookie))
-	if m.link != nil && p.held {
+	// A wiring that failed half-way, or whose answer was lost, has left more than the flags say.
+	wired := p.workload.Meshed || p.enrolled || p.leaving || p.held
+	if m.link != nil && wired {
 		_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: p.cookie}})
 		errs = append(errs, err)
 	}
-	errs = append(errs, m.removeKernel(p.cookie))
-	if p.enrolled || p.leaving {
+	if err := m.removeKernel(p.cookie); err != nil {
+		m.debris[p.cookie] = true
+		errs = append(errs, err)
+	}
+	if wired {
 		if netns, err := m.open(p); err == nil {
 			errs = append(errs, podnet.Teardown(netns))
 			netns.Close()
@@ -249,12 +255,54 @@ func (m *Manager) detach(ctx context.Context, p *pod, key store.Key) error {
 	return errors.Join(errs...)
 }
 
+// tidy removes what the kernel still has of pods that are gone. It reports whether nothing is left.
+func (m *Manager) tidy() bool {
+	for cookie := range m.debris {
+		if m.pods[cookie] == nil {
+			if err := m.removeKernel(cookie); err != nil {
+				m.cfg.Log.Error("kernel state of a removed pod is still there; trying again", "cookie", cookie, "error", err)
+				continue
+			}
+		}
+		delete(m.debris, cookie)
+	}
+	return len(m.debris) == 0
+}
+
+// release ends the pod of which no record is left, when its namespace is removed: its DEL names nothing else.
+func (m *Manager) release(ctx context.Context, path string) {
+	netns, err := podnet.Open(path)
+	if err != nil {
+		return
+	}
+	defer netns.Close()
+	cookie, err := loader.NetnsCookie(netns)
+	if err != nil || !m.alone[cookie] {
+		return
+	}
+	if m.link != nil {
+		_, err = m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: cookie}})
+	}
+	if err = errors.Join(err, m.removeKernel(cookie), podnet.Teardown(netns)); err != nil {
+		m.cfg.Log.Warn("pod without a record removed, not without trouble", "cookie", cookie, "error", err)
+		m.debris[cookie] = true
+	}
+	delete(m.alone, cookie)
+}
+
 // inspect notes what the kernel or the namespaces have lost, so that the reconciliation that follows repairs it.
 func (m *Manager) inspect() {
 	if err := m.cfg.Datapath.CheckHooks(); err != nil {
 		m.cfg.Log.Error("programs at the cgroup are lost; attaching them again", "found", err)
 		if err := m.cfg.Datapath.RepairHooks(); err != nil {
 			m.cfg.Log.Error("programs not attached; trying again", "error", err)
+		}
+	}
+	for cookie := range m.alone {
+		if alive, err := m.cfg.Datapath.Alive(cookie); err == nil && !alive {
+			m.cfg.Log.Info("removing what is left of a pod without a record: its namespace is gone", "cookie", cookie)
+			delete(m.alone, cookie)
+			m.debris[cookie] = true
 		}
 	}
 	for _, p := range m.sorted() {

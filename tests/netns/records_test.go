@@ -52,8 +52,15 @@ func TestLostRecords(t *testing.T) {
 		}
 		t.Errorf("a STRICT pod without a record: %v, want ECONNREFUSED", err)
 	}
+	lookups := filepath.Join(node.PinDir(), "lookups")
+	if pins, err := os.ReadDir(lookups); err != nil || len(pins) != 1 {
+		t.Fatalf("%s has %v, %v; want the pod's program", lookups, pins, err)
+	}
 	if err := web.Delete(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if pins, err := os.ReadDir(lookups); err != nil || len(pins) != 0 {
+		t.Errorf("%s has %v, %v after the pod's DEL; want nothing", lookups, pins, err)
 	}
 	web = n.Pod(node, "shop", "web", lab.PodOptions{})
 	testnet.Eventually(t, 5*time.Second, func(ctx context.Context) error {
