@@ -143,7 +143,7 @@ func textMetrics(t *testing.T, text string) map[string]metric {
 // checkValues checks that the page names the values of the labels that have few.
 func checkValues(t *testing.T, section, text, page string) {
 	t.Helper()
-	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path"}
+	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path", "kind"}
 	for _, s := range samples(t, text) {
 		for _, l := range few {
 			if v := s.Labels[l]; v != "" && !strings.Contains(page, "`"+v+"`") {
@@ -190,6 +190,9 @@ func proxyText() string {
 			process.ConnectionFailed(reason)
 		}
 	}
+	for _, kind := range abuses {
+		process.Abused(kind)
+	}
 	var b bytes.Buffer
 	meter.Write(&b, process, set)
 	return b.String()
@@ -201,6 +204,13 @@ var meshReasons = []mesh.Reason{
 	mesh.ReasonPlaintext, mesh.ReasonUpstreamReset, mesh.ReasonUpstreamProto, mesh.ReasonDownstreamReset,
 	mesh.ReasonBadRequest, mesh.ReasonTooLarge, mesh.ReasonOverload, mesh.ReasonDraining, mesh.ReasonNotMeshTarget,
 	mesh.ReasonNoCertificate, mesh.ReasonTimeout, "unheard-of",
+}
+
+// abuses are all of package mesh.
+var abuses = []mesh.Abuse{
+	mesh.AbuseResets, mesh.AbuseContinuation, mesh.AbusePing, mesh.AbuseSettings, mesh.AbusePriority, mesh.AbuseFrames,
+	mesh.AbuseEmpty, mesh.AbuseWindow, mesh.AbuseTinyWindow, mesh.AbuseLargeHead, mesh.AbuseSlowHead, mesh.AbuseSlowBody,
+	mesh.AbuseUnread,
 }
 
 // controllerText is /metrics of a controller that has roots and has answered every path.

@@ -84,8 +84,15 @@ type ServerOptions struct {
 	Internal bool
 	// OnClose is called when the connection has ended, after its last stream's Done.
 	OnClose func(err error)
-	// OnViolation, if set, is called when the client broke the protocol, once, with the reason.
-	OnViolation func(reason mesh.Reason, detail string)
+	// OnViolation, if set, is called when the client broke the protocol or abused it. The connection may go on.
+	OnViolation func(v Violation)
+}
+
+// Violation is what a peer did against its protocol, or at our expense.
+type Violation struct {
+	Reason mesh.Reason
+	Abuse  mesh.Abuse // none, if it merely broke the protocol
+	Detail string
 }
 
 // ClientOptions configure an upstream codec.
@@ -97,4 +104,6 @@ type ClientOptions struct {
 	Internal bool
 	// OnChange is called when Room may have become positive, or when the connection has ended (Ended true).
 	OnChange func(u Upstream, ended bool, err error)
+	// OnViolation, if set, is called when the server broke the protocol or abused it.
+	OnViolation func(v Violation)
 }

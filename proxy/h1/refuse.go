@@ -22,6 +22,8 @@ func (sv *Server) idle() {
 	sv.idleTimer = sv.o.Clock.After(max(rest, IdleTimeout/4), sv.idle)
 }
 
+const slowHead = "the request head took too long"
+
 // timeHead runs the timer of a head that has begun and not ended.
 func (sv *Server) timeHead() {
 	partial := sv.state == stHead && len(sv.in) > 0 && !sv.stalled
@@ -30,7 +32,8 @@ func (sv *Server) timeHead() {
 		sv.headTimer = sv.o.Clock.After(HeadTimeout, func() {
 			sv.headTimer = nil
 			if sv.state == stHead {
-				sv.refuse(408, mesh.ReasonTimeout, "the request head took too long")
+				sv.violation(mesh.ReasonTimeout, mesh.AbuseSlowHead, slowHead)
+				sv.refuse(408, mesh.ReasonTimeout, slowHead)
 				sv.update()
 			}
 		})
@@ -42,17 +45,21 @@ func (sv *Server) timeHead() {
 
 // bad answers a request that cannot be understood.
 func (sv *Server) bad(err error) {
-	status, reason := 400, mesh.ReasonBadRequest
+	status, reason, abuse := 400, mesh.ReasonBadRequest, mesh.AbuseNone
 	switch {
 	case errors.Is(err, errTooLarge):
-		status, reason = 431, mesh.ReasonTooLarge
+		status, reason, abuse = 431, mesh.ReasonTooLarge, mesh.AbuseLargeHead
 	case errors.Is(err, errVersion):
 		status = 505
 	}
-	if sv.o.OnViolation != nil {
-		sv.o.OnViolation(reason, err.Error())
-	}
+	sv.violation(reason, abuse, err.Error())
 	sv.refuse(status, reason, err.Error())
+}
+
+func (sv *Server) violation(reason mesh.Reason, abuse mesh.Abuse, text string) {
+	if sv.o.OnViolation != nil {
+		sv.o.OnViolation(exchange.Violation{Reason: reason, Abuse: abuse, Detail: text})
+	}
 }
 
 // refuse answers without a stream and ends the connection. A stream whose request turned out bad is aborted.

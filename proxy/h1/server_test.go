@@ -36,7 +36,7 @@ func newRig(so exchange.ServerOptions, co exchange.ClientOptions) *rig {
 	pool := exchange.NewPool()
 	so.Clock, co.Clock, so.Pool, co.Pool = r.n, r.n, pool, pool
 	so.OnClose = func(error) { r.closed++ }
-	so.OnViolation = func(m mesh.Reason, _ string) { r.reasons = append(r.reasons, m) }
+	so.OnViolation = func(v exchange.Violation) { r.reasons = append(r.reasons, v.Reason) }
 	co.OnChange = func(_ exchange.Upstream, ended bool, _ error) { r.changes = append(r.changes, ended) }
 	r.cl = h1.NewClient(r.up, co)
 	r.h.Up = func(*exchange.Stream) exchange.Upstream { return r.cl }

@@ -162,8 +162,11 @@ func (cl *Client) Closed(err error) {
 	}
 }
 
-func (cl *Client) violated(*connError) {
+func (cl *Client) violated(e *connError) {
 	cl.broken = true
+	if cl.o.OnViolation != nil {
+		cl.o.OnViolation(exchange.Violation{Reason: mesh.ReasonUpstreamProto, Abuse: e.abuse, Detail: e.text})
+	}
 	for len(cl.streams) > 0 {
 		for id, s := range cl.streams {
 			delete(cl.streams, id)

@@ -3,6 +3,7 @@ package h2
 import (
 	"errors"
 
+	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/flow"
 )
@@ -219,13 +220,16 @@ func (c *conn) frame(f []byte) error {
 		if len(p) < 8 {
 			return fatal(codeFrameSize, "GOAWAY is too short")
 		}
+		if err := c.reconfigured(1); err != nil {
+			return err
+		}
 		c.role.goAway(be32(p)&maxWindow, be32(p[4:]))
 	case frPush:
 		return fatal(codeProtocol, "PUSH_PROMISE is not accepted")
 	case frPriority:
 		return c.onPriority(id, p)
 	default:
-		return c.control()
+		return c.control(mesh.AbuseFrames)
 	}
 	return nil
 }
@@ -283,7 +287,7 @@ func (c *conn) die(err error) {
 	}
 	var ce *connError
 	if !errors.As(err, &ce) {
-		ce = &connError{codeInternal, err.Error()}
+		ce = &connError{code: codeInternal, text: err.Error()}
 	}
 	c.role.violated(ce)
 	c.writeGoAway(c.hp.lastID, ce.code)

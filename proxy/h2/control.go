@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 )
 
@@ -11,7 +12,7 @@ const (
 	maxResets     = 500
 	maxResetsLink = 10000
 	maxControl    = 10000 // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
-	maxSettings   = 100
+	maxSettings   = 100   // SETTINGS frames, the settings in them, and GOAWAY
 	maxEmpty      = 1000    // DATA without bytes and without END_STREAM
 	maxQueuedAcks = 1 << 20 // backlog in bytes above which nothing is acknowledged any more
 	// maxBacklog is the backlog above which a server reads no further and a client takes no more streams: heads are
@@ -32,10 +33,29 @@ func (c *conn) window() *rates {
 	return &c.rate
 }
 
-func (c *conn) control() error {
+// control counts a frame that is for the connection alone.
+func (c *conn) control(kind mesh.Abuse) error {
+	if r := c.window(); r.control >= maxControl {
+		return calm(kind, "too many control frames")
+	} else {
+		r.control++
+	}
+	return c.answered()
+}
+
+// reconfigured counts n settings, or a GOAWAY: each of them may concern every stream.
+func (c *conn) reconfigured(n int) error {
 	r := c.window()
-	if r.control++; r.control > maxControl || c.c.Backlog() > maxQueuedAcks {
-		return fatal(codeCalm, "too many control frames")
+	if r.settings += int32(n); r.settings > maxSettings {
+		return calm(mesh.AbuseSettings, "too many SETTINGS")
+	}
+	return c.answered()
+}
+
+// answered checks that the peer takes our answers.
+func (c *conn) answered() error {
+	if c.c.Backlog() > maxQueuedAcks {
+		return calm(mesh.AbuseUnread, "too many answers wait to be read")
 	}
 	return nil
 }
@@ -51,7 +71,7 @@ func (c *conn) countReset() error {
 	}
 	r := c.window()
 	if r.resets++; r.resets > limit {
-		return fatal(codeCalm, "too many streams were reset")
+		return calm(mesh.AbuseResets, "too many streams were reset")
 	}
 	return nil
 }
@@ -63,7 +83,7 @@ func (c *conn) onPing(flags byte, id uint32, p []byte) error {
 	if len(p) != 8 {
 		return fatal(codeFrameSize, "PING is not 8 bytes")
 	}
-	if err := c.control(); err != nil {
+	if err := c.control(mesh.AbusePing); err != nil {
 		return err
 	}
 	if flags&flAck != 0 {
@@ -84,7 +104,7 @@ func (c *conn) onPriority(id uint32, p []byte) error {
 	if be32(p)&maxWindow == id {
 		return c.streamError(id, codeProtocol)
 	}
-	return c.control()
+	return c.control(mesh.AbusePriority)
 }
 
 func (c *conn) onReset(id uint32, p []byte) error {
@@ -125,14 +145,13 @@ func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
 		if len(p) != 0 {
 			return fatal(codeFrameSize, "SETTINGS acknowledgement with a payload")
 		}
-		return c.control()
+		return c.control(mesh.AbuseSettings)
 	}
 	if len(p)%6 != 0 {
 		return fatal(codeFrameSize, "SETTINGS is cut")
 	}
-	r := c.window()
-	if r.settings++; r.settings > maxSettings || c.c.Backlog() > maxQueuedAcks {
-		return fatal(codeCalm, "too many SETTINGS frames")
+	if err := c.reconfigured(1 + len(p)/6); err != nil {
+		return err
 	}
 	for ; len(p) > 0; p = p[6:] {
 		if err := c.setting(int(p[0])<<8|int(p[1]), be32(p[2:])); err != nil {

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/flow"
 
@@ -33,7 +34,7 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 	if len(p) == 0 && !end {
 		r := c.window()
 		if r.empty++; r.empty > maxEmpty {
-			return fatal(codeCalm, "too many empty DATA frames")
+			return calm(mesh.AbuseEmpty, "too many empty DATA frames")
 		}
 	}
 	s := c.streams[id]

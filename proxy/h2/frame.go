@@ -2,7 +2,11 @@
 // record per stream; header blocks that repeat are neither decoded nor encoded again.
 package h2
 
-import "fmt"
+import (
+	"fmt"
+
+	"conduit.io/conduit/mesh"
+)
 
 // Preface is what a client sends first (RFC 9113, 3.4).
 const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -72,13 +76,17 @@ const (
 
 // connError ends the connection with GOAWAY.
 type connError struct {
-	code uint32
-	text string
+	code  uint32
+	text  string
+	abuse mesh.Abuse
 }
 
 func (e *connError) Error() string { return fmt.Sprintf("http2: %s (code %d)", e.text, e.code) }
 
-func fatal(code uint32, text string) error { return &connError{code, text} }
+func fatal(code uint32, text string) error { return &connError{code: code, text: text} }
+
+// calm ends the connection of a peer that asks for too much (ENHANCE_YOUR_CALM).
+func calm(abuse mesh.Abuse, text string) error { return &connError{codeCalm, text, abuse} }
 
 func be32(p []byte) uint32 {
 	return uint32(p[0])<<24 | uint32(p[1])<<16 | uint32(p[2])<<8 | uint32(p[3])

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 
+	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 
 	"golang.org/x/net/http2/hpack"
@@ -48,7 +49,7 @@ func (c *conn) onContinuation(flags byte, id uint32, p []byte) error {
 		return fatal(codeProtocol, "CONTINUATION without HEADERS")
 	}
 	if c.hdrCount++; c.hdrCount > maxContinuations || len(c.hdrBlock)+len(p) > maxBlock {
-		return fatal(codeCalm, "the header block is too large")
+		return calm(mesh.AbuseContinuation, "the header block is too large")
 	}
 	c.hdrBlock = append(c.hdrBlock, p...)
 	if flags&flEndHeaders == 0 {

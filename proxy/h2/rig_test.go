@@ -25,6 +25,7 @@ type rig struct {
 	cl       *h2.Client
 	closed   int
 	reasons  []mesh.Reason
+	abuses   []mesh.Abuse
 	changes  []bool
 }
 
@@ -35,8 +36,10 @@ func newRig(internal bool) *rig {
 	r.cl, r.up, r.app = r.newClient(internal, func(ended bool) { r.changes = append(r.changes, ended) })
 	r.h.Up = func(*exchange.Stream) exchange.Upstream { return r.cl }
 	r.sv = h2.NewServer(r.down, r.h, exchange.ServerOptions{Clock: r.n, Pool: r.pool, Internal: internal,
-		OnClose:     func(error) { r.closed++ },
-		OnViolation: func(m mesh.Reason, _ string) { r.reasons = append(r.reasons, m) }})
+		OnClose: func(error) { r.closed++ },
+		OnViolation: func(v exchange.Violation) {
+			r.reasons, r.abuses = append(r.reasons, v.Reason), append(r.abuses, v.Abuse)
+		}})
 	r.client = exchangetest.NewH2(a, true)
 	r.client.Settings()
 	r.app.Settings()

@@ -17,12 +17,11 @@ const drainDelay = time.Second
 // Server is the downstream codec of one HTTP/2 connection; it implements flow.Receiver.
 type Server struct {
 	conn
-	h        exchange.Handler
-	o        exchange.ServerOptions
-	timer    flow.Timer
-	final    bool // the second GOAWAY is sent
-	reported bool
-	gone     func() // tells the owner of the end, when the last stream has ended too
+	h     exchange.Handler
+	o     exchange.ServerOptions
+	timer flow.Timer
+	final bool   // the second GOAWAY is sent
+	gone  func() // tells the owner of the end, when the last stream has ended too
 }
 
 // NewServer makes itself the receiver of c, of which nothing has been consumed: the client's preface comes first.
@@ -101,12 +100,11 @@ func (sv *Server) idle() {
 // goAway: a client that goes away may still have streams.
 func (sv *Server) goAway(uint32, uint32) { sv.Drain() }
 
-func (sv *Server) violated(e *connError) { sv.violation(mesh.ReasonBadRequest, e.text) }
+func (sv *Server) violated(e *connError) { sv.violation(mesh.ReasonBadRequest, e.abuse, e.text) }
 
-func (sv *Server) violation(reason mesh.Reason, text string) {
-	if sv.o.OnViolation != nil && !sv.reported {
-		sv.reported = true
-		sv.o.OnViolation(reason, text)
+func (sv *Server) violation(reason mesh.Reason, abuse mesh.Abuse, text string) {
+	if sv.o.OnViolation != nil {
+		sv.o.OnViolation(exchange.Violation{Reason: reason, Abuse: abuse, Detail: text})
 	}
 }
 
@@ -158,7 +156,7 @@ func (sv *Server) headers(id uint32, end bool, b *block) error {
 	}
 	req, left, err := sv.request(b)
 	if err != nil || end && left > 0 {
-		sv.violation(mesh.ReasonBadRequest, "malformed request")
+		sv.violation(mesh.ReasonBadRequest, mesh.AbuseNone, "malformed request")
 		sv.rst(id, codeProtocol)
 		return sv.countReset()
 	}
@@ -178,7 +176,7 @@ func (sv *Server) open(id uint32, end bool, req *exchange.Head, left int64) {
 
 // tooLarge answers a request whose head is over the limits; the connection is none the worse.
 func (sv *Server) tooLarge(id uint32, end bool) error {
-	sv.violation(mesh.ReasonTooLarge, "the request head is too large")
+	sv.violation(mesh.ReasonTooLarge, mesh.AbuseLargeHead, "the request head is too large")
 	sv.hp.begin(sv.pool)
 	sv.hp.field(hpack.HeaderField{Name: ":status", Value: "431"})
 	sv.hp.field(hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(mesh.ReasonTooLarge)})

@@ -95,6 +95,9 @@ func TestConnectionErrors(t *testing.T) {
 				if f := r.app.Find(http2.FrameRSTStream, 1); len(f) != 1 {
 					t.Errorf("the server keeps the stream: %v", f)
 				}
+				if (tt.code == http2.ErrCodeEnhanceYourCalm) != (r.abuses[0] != mesh.AbuseNone) {
+					t.Errorf("%v is counted as abuse %q", tt.code, r.abuses[0])
+				}
 			}
 		})
 	}

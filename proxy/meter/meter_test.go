@@ -100,6 +100,22 @@ func TestReasonsComplete(t *testing.T) {
 	}
 }
 
+// Every kind of abuse has a counter of its own; none is not one.
+func TestAbuses(t *testing.T) {
+	p := &Process{}
+	for _, kind := range append(abuses[:], mesh.AbuseNone) {
+		p.Abused(kind)
+	}
+	var b bytes.Buffer
+	Write(&b, p)
+	for _, kind := range abuses {
+		wantLines(t, b.String(), `conduit_proxy_abuse_total{kind="`+string(kind)+`"} 1`)
+	}
+	if strings.Count(b.String(), "conduit_proxy_abuse_total{") != len(abuses) {
+		t.Errorf("kinds that nobody knows:\n%s", b.String())
+	}
+}
+
 func TestGRPCClassification(t *testing.T) {
 	for status, ok := range map[string]bool{"0": true, "5": true, "16": true, "": false, "2": false, "13": false, "14": false} {
 		if GRPCOK(status) != ok {

@@ -20,10 +20,28 @@ type Process struct {
 
 	handshakes byReason
 	refused    byReason
+	abuse      [len(abuses)]atomic.Uint64
+}
+
+// abuses index the counters of abuse.
+var abuses = [...]mesh.Abuse{
+	mesh.AbuseResets, mesh.AbuseContinuation, mesh.AbusePing, mesh.AbuseSettings, mesh.AbusePriority, mesh.AbuseFrames,
+	mesh.AbuseEmpty, mesh.AbuseWindow, mesh.AbuseTinyWindow, mesh.AbuseLargeHead, mesh.AbuseSlowHead, mesh.AbuseSlowBody,
+	mesh.AbuseUnread,
 }
 
 // HandshakeFailed counts a TLS handshake that failed, in either role.
 func (p *Process) HandshakeFailed(r mesh.Reason) { p.handshakes[reasonIndex(r)].Add(1) }
+
+// Abused counts an abuse by a peer; AbuseNone is none.
+func (p *Process) Abused(kind mesh.Abuse) {
+	for i := range abuses {
+		if abuses[i] == kind {
+			p.abuse[i].Add(1)
+			return
+		}
+	}
+}
 
 // ConnectionFailed counts an accepted connection that the mesh itself ended.
 func (p *Process) ConnectionFailed(r mesh.Reason) { p.refused[reasonIndex(r)].Add(1) }

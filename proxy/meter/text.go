@@ -136,6 +136,12 @@ func writeProcess(b *bytes.Buffer, p *Process) {
 		family(b, m.name, m.kind, m.help)
 		sample(b, m.name, "", m.v)
 	}
+	family(b, "conduit_proxy_abuse_total", "counter", "Peers that asked for much work or memory with little of their own, by kind.")
+	for i := range abuses {
+		if n := p.abuse[i].Load(); n > 0 {
+			sample(b, "conduit_proxy_abuse_total", `kind="`+string(abuses[i])+`"`, float64(n))
+		}
+	}
 	for _, m := range []struct {
 		name, help string
 		c          *byReason

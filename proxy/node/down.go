@@ -122,8 +122,9 @@ func (sh *shard) serverOptions(d *down) exchange.ServerOptions {
 	return exchange.ServerOptions{
 		Clock: sh.loop, Pool: sh.streams, Conn: d,
 		OnClose: func(err error) { sh.closed(d, err) },
-		OnViolation: func(reason mesh.Reason, detail string) {
-			sh.n.o.Log.Debug("protocol violation", "client", d.client, "destination", d.dst, "reason", string(reason), "detail", detail)
+		OnViolation: func(v exchange.Violation) {
+			sh.n.process.Abused(v.Abuse)
+			sh.n.o.Log.Debug("protocol violation", "client", d.client, "destination", d.dst, "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)
 		},
 	}
 }

@@ -41,6 +41,8 @@ type Options struct {
 	MaxConns   int           // connections, those being dialled included
 	MaxWaiting int           // streams that wait for one
 	Wait       time.Duration // how long a stream waits
+	// OnViolation as in exchange.ClientOptions.
+	OnViolation func(v exchange.Violation)
 	// OnConns, if set, is called when the number of open connections changes, with the difference.
 	OnConns func(delta int)
 }
@@ -223,7 +225,7 @@ func (p *Pool) failed(r Dialed) {
 func (p *Pool) add(r Dialed) {
 	m := &member{}
 	o := exchange.ClientOptions{
-		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal,
+		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal, OnViolation: p.o.OnViolation,
 		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
 	}
 	p.members[m] = struct{}{}

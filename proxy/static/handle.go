@@ -149,6 +149,10 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 	return pool.New(pool.Options{
 		Clock: srv.loop, Streams: srv.streams, Protocol: proto,
 		MaxConns: maxConns, MaxWaiting: maxWaiting, Wait: 2 * dialTimeout,
+		OnViolation: func(v exchange.Violation) {
+			srv.process.Abused(v.Abuse)
+			srv.log.Debug("protocol violation", "upstream", o.Addr, "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)
+		},
 		Dial: func(done func(pool.Dialed)) func() {
 			return sock.Dial(srv.loop, o, func(c *sock.Conn, err error) {
 				if err != nil {

@@ -216,8 +216,9 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol) {
 		Server: exchange.ServerOptions{
 			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c,
 			OnClose: func(err error) { l.closed(c, err) },
-			OnViolation: func(reason mesh.Reason, detail string) {
-				l.srv.log.Debug("protocol violation", "client", sc.RemoteAddr(), "reason", string(reason), "detail", detail)
+			OnViolation: func(v exchange.Violation) {
+				l.srv.process.Abused(v.Abuse)
+				l.srv.log.Debug("protocol violation", "client", sc.RemoteAddr(), "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)
 			},
 		},
 		Chosen: func(p mesh.Protocol) { l.http = p != mesh.Opaque },
