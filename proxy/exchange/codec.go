@@ -270,7 +270,7 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		}
 	}
 	if s.Res == nil && (code == 0 || s.Req.Major != 2) {
-		s.Fail(502, reason, "the upstream server ended the exchange before it answered")
+		s.Fail(502, reason, lostDetail(reason))
 		return
 	}
 	s.Reason = reason

@@ -40,6 +40,17 @@ func LostReason(err error) mesh.Reason {
 	return mesh.ReasonUpstreamReset
 }
 
+// lostDetail tells people why there is no response.
+func lostDetail(reason mesh.Reason) string {
+	switch reason {
+	case mesh.ReasonUpstreamProto:
+		return "the upstream server broke its protocol before it answered"
+	case mesh.ReasonTooLarge:
+		return "the head of the upstream server's response is too large"
+	}
+	return "the upstream server ended the exchange before it answered"
+}
+
 // breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what
 // has arrived of it. A reset would reach the application without a reason, and as an error of the protocol.
 func (s *Stream) breakOff(reason mesh.Reason) bool {

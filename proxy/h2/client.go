@@ -40,7 +40,9 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 		return
 	}
 	id := cl.next
-	cl.next += 2
+	if cl.next += 2; cl.next > maxWindow { // it goes with its last stream (RFC 9113, 5.1.1)
+		cl.draining = true
+	}
 	ended := s.RequestEnded()
 	if s.Req.Protocol != "" && !cl.internal { // such a server is not asked to upgrade, and so will not
 		ended = true
@@ -120,7 +122,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 // Room implements exchange.Upstream. A connection whose window is filled by what slow clients have not taken takes no
 // more streams: another one serves them better.
 func (cl *Client) Room() int {
-	if cl.over || cl.gone || cl.broken || cl.draining || cl.next > maxWindow-2 {
+	if cl.over || cl.gone || cl.broken || cl.draining {
 		return 0
 	}
 	n := int(min(cl.maxPeer, 1<<20)) - len(cl.streams)
@@ -205,10 +207,15 @@ func (cl *Client) reset(s *exchange.Stream, code uint32) {
 	if cl.why != "" {
 		reason = cl.why
 	}
-	if code == codeProtocol || code == codeFlow || code == codeStreamClosed {
-		reason = mesh.ReasonUpstreamProto
-	}
 	s.Abort(exchange.Up, reason, code, code == codeRefused)
+	cl.roomy()
+	cl.idle()
+}
+
+// broke implements role. The client is told by an answer of ours, if it has none yet.
+func (cl *Client) broke(s *exchange.Stream, reason mesh.Reason) {
+	cl.served++
+	s.Abort(exchange.Up, reason, codeNo, false)
 	cl.roomy()
 	cl.idle()
 }
@@ -225,7 +232,7 @@ func (cl *Client) goAway(last, _ uint32) {
 	}
 	for _, r := range lost {
 		if r.Live() {
-			r.S.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeNo, true)
+			r.S.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeRefused, true)
 		}
 	}
 	cl.idle()
@@ -249,7 +256,7 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 		return cl.trailers(s, end, b)
 	}
 	if b.big {
-		return cl.streamError(id, codeProtocol)
+		return cl.giveUp(id, codeProtocol, mesh.ReasonTooLarge)
 	}
 	res, left, err := cl.response(b)
 	if err != nil || res.Status < 200 && end {

@@ -11,7 +11,8 @@ import (
 // role is what server and client do differently.
 type role interface {
 	headers(id uint32, end bool, b *block) error
-	reset(s *exchange.Stream, code uint32)
+	reset(s *exchange.Stream, code uint32)        // by the peer, or by the end of the connection
+	broke(s *exchange.Stream, reason mesh.Reason) // by us, because of what the peer did
 	goAway(last, code uint32)
 	settled() // SETTINGS, or a drained backlog: there may be room
 	acked()   // the answer to a PING
@@ -38,6 +39,7 @@ type conn struct {
 
 	hdrID    uint32 // stream of the header block being collected
 	hdrEnd   bool
+	hdrHuge  bool // it is too large: only the table takes notice of it
 	hdrCount int
 	hdrBlock []byte
 

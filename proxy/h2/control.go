@@ -129,10 +129,17 @@ func (c *conn) onReset(id uint32, p []byte) error {
 
 // streamError resets one stream because of what the peer did on it.
 func (c *conn) streamError(id, code uint32) error {
+	if c.side == exchange.Up {
+		return c.giveUp(id, code, mesh.ReasonUpstreamProto)
+	}
+	return c.giveUp(id, code, mesh.ReasonBadRequest)
+}
+
+func (c *conn) giveUp(id, code uint32, reason mesh.Reason) error {
 	c.rst(id, code)
 	if s := c.streams[id]; s != nil {
 		c.remove(s)
-		c.role.reset(s, code)
+		c.role.broke(s, reason)
 	}
 	return c.countReset()
 }

@@ -72,6 +72,9 @@ const (
 	maxBlock         = 64 << 10 // header block, encoded and decoded
 	maxFields        = 256
 	maxContinuations = 16 // CVE-2024-27316
+	// maxString is the longest string of a header block that is not an error of HPACK: one that fills the frames. It is
+	// too large, then, but not wrong.
+	maxString = (maxContinuations + 1) * maxFrame
 )
 
 // connError ends the connection with GOAWAY.

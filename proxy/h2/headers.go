@@ -37,7 +37,7 @@ func (c *conn) onHeaders(flags byte, id uint32, p []byte) error {
 		return fatal(codeProtocol, "a stream depends on itself")
 	}
 	if flags&flEndHeaders == 0 {
-		c.hdrID, c.hdrEnd, c.hdrCount = id, flags&flEndStream != 0, 0
+		c.hdrID, c.hdrEnd, c.hdrHuge, c.hdrCount = id, flags&flEndStream != 0, false, 0
 		c.hdrBlock = c.pool.Hold(p)
 		return nil
 	}
@@ -48,19 +48,41 @@ func (c *conn) onContinuation(flags byte, id uint32, p []byte) error {
 	if c.hdrID == 0 {
 		return fatal(codeProtocol, "CONTINUATION without HEADERS")
 	}
-	if c.hdrCount++; c.hdrCount > maxContinuations || len(c.hdrBlock)+len(p) > maxBlock {
+	if c.hdrCount++; c.hdrCount > maxContinuations {
 		return calm(mesh.AbuseContinuation, "the header block is too large")
+	}
+	if len(c.hdrBlock)+len(p) > maxBlock {
+		c.hdrHuge = true
+		if err := c.hp.skim(c.hdrBlock); err != nil {
+			return err
+		}
+		c.hdrBlock = c.hdrBlock[:0]
 	}
 	c.hdrBlock = append(c.hdrBlock, p...)
 	if flags&flEndHeaders == 0 {
 		return nil
 	}
 	c.hdrID = 0
-	b := c.hdrBlock
+	raw := c.hdrBlock
 	c.hdrBlock = nil
-	err := c.onBlock(id, c.hdrEnd, b)
-	c.pool.Release(b)
+	err := c.onWhole(id, raw)
+	c.pool.Release(raw)
 	return err
+}
+
+// onWhole takes a block that came in several frames, or the last part of one that is too large.
+func (c *conn) onWhole(id uint32, raw []byte) error {
+	if !c.hdrHuge {
+		return c.onBlock(id, c.hdrEnd, raw)
+	}
+	if err := c.hp.skim(raw); err != nil {
+		return err
+	}
+	b, err := c.hp.skimmed()
+	if err != nil {
+		return err
+	}
+	return c.role.headers(id, c.hdrEnd, b)
 }
 
 func (c *conn) onBlock(id uint32, end bool, raw []byte) error {

@@ -64,10 +64,7 @@ func (a *appender) Write(p []byte) (int, error) {
 // decode reads a header block. It must be called for every block, wanted or not: it carries the table's state.
 // The result is valid until the next call.
 func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
-	if h.dec == nil {
-		h.dec = hpack.NewDecoder(tableSize, h.emit)
-		h.dec.SetMaxStringLength(2 * maxBlock) // Huffman coding may hide as much in a block; it is then too large, not wrong
-	}
+	h.decoder()
 	slot, remember := -1, false
 	if fixed(raw) {
 		if len(raw) <= memoBlock {
@@ -104,6 +101,33 @@ func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
 	b := &block{gen: h.decGen, raw: append([]byte(nil), raw...), fields: append([]hpack.HeaderField(nil), h.cur.fields...)}
 	h.memo[slot] = b
 	return b, nil
+}
+
+func (h *hpackState) decoder() {
+	if h.dec == nil {
+		h.dec = hpack.NewDecoder(tableSize, h.emit)
+		h.dec.SetMaxStringLength(maxString)
+	}
+}
+
+// skim lets the table take notice of the next part of a header block that is too large to be wanted; skimmed ends it.
+func (h *hpackState) skim(p []byte) error {
+	h.decoder()
+	h.dec.SetEmitEnabled(false)
+	if _, err := h.dec.Write(p); err != nil {
+		return fatal(codeCompression, "bad header block: "+err.Error())
+	}
+	return nil
+}
+
+func (h *hpackState) skimmed() (*block, error) {
+	h.decGen++
+	h.dec.SetEmitEnabled(true)
+	if err := h.dec.Close(); err != nil {
+		return nil, fatal(codeCompression, "bad header block: "+err.Error())
+	}
+	h.cur = block{big: true}
+	return &h.cur, nil
 }
 
 func (h *hpackState) emit(f hpack.HeaderField) {
@@ -179,6 +203,11 @@ func (h *hpackState) finish(pool *exchange.Pool) []byte {
 // field encodes one field. Values that rarely repeat stay out of the dynamic table, so that they neither push others
 // out of it nor invalidate what either side remembers.
 func (h *hpackState) field(f hpack.HeaderField) {
+	if f.Sensitive { // never to be indexed, on the next hop neither (RFC 7541, 6.2.3)
+		h.resize = false
+		h.enc.WriteField(f)
+		return
+	}
 	switch f.Name {
 	case ":path":
 		h.literal(4, "", f.Value)
@@ -246,6 +275,7 @@ func (h *hpackState) setPeerTable(v uint32) {
 		h.enc = hpack.NewEncoder(&h.out)
 	}
 	h.enc.SetMaxDynamicTableSizeLimit(min(v, tableSize))
+	h.enc.SetMaxDynamicTableSize(v) // it may grow again, too
 	h.resize = true
 	h.encGen++
 }

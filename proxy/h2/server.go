@@ -113,6 +113,12 @@ func (sv *Server) reset(s *exchange.Stream, code uint32) {
 	sv.idle()
 }
 
+// broke implements role. To the server it is a cancellation.
+func (sv *Server) broke(s *exchange.Stream, reason mesh.Reason) {
+	s.Abort(exchange.Down, reason, codeNo, false)
+	sv.idle()
+}
+
 // unknown handles a frame on a stream that is not open (RFC 9113, 5.1).
 func (sv *Server) unknown(id uint32, typ byte) error {
 	if id&1 == 0 || id > sv.hp.lastID {

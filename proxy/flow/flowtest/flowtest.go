@@ -59,6 +59,7 @@ type Conn struct {
 	// Received counts bytes delivered to the receiver.
 	Received int
 
+	sent   int
 	net    *Net
 	peer   *Conn
 	r      flow.Receiver
@@ -140,6 +141,9 @@ func (c *Conn) LocalAddr() netip.AddrPort { return c.addr[0] }
 // RemoteAddr implements flow.Conn.
 func (c *Conn) RemoteAddr() netip.AddrPort { return c.addr[1] }
 
+// Sent counts the bytes that this end has written and the peer's kernel has taken.
+func (c *Conn) Sent() int { return c.sent }
+
 // Gone reports whether Closed was delivered.
 func (c *Conn) Gone() bool { return c.gone }
 
@@ -206,6 +210,7 @@ func (c *Conn) push() bool {
 			return true
 		}
 		p.in = append(p.in, c.out[:k]...)
+		c.sent += k
 		c.out = c.out[k:]
 		moved = true
 	}
