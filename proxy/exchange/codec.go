@@ -49,6 +49,7 @@ type Port struct {
 	Window   int32  // what may be sent; negative after a SETTINGS change
 	Unacked  int32  // forwarded bytes not yet credited to the peer
 	Held     int32  // bytes delivered to the Stream and not yet forwarded
+	Parked   int32  // of them, credited to the connection all the same
 	Left     int64  // announced body bytes still to come; -1: not announced
 	GotEnd   bool   // the peer has finished sending
 	SentEnd  bool   // we have finished sending

@@ -7,6 +7,7 @@ const (
 	maxFreeBufs = 16
 	maxFree     = 256     // streams
 	keepReplay  = 1 << 10 // a free stream keeps no larger replay buffer
+	maxParked   = 64 << 20
 )
 
 // Pool keeps streams and buffers for reuse. One Pool serves every connection of one shard loop; it does not lock.
@@ -18,6 +19,8 @@ type Pool struct {
 	free  *Stream
 	nfree int
 	bufs  [][]byte
+
+	parked int
 }
 
 // NewPool makes an empty Pool.
@@ -79,6 +82,20 @@ func (p *Pool) Release(b []byte) {
 	}
 	p.bufs = append(p.bufs, b[:0])
 }
+
+// Park takes note of n more bytes that wait for a peer that does not take them, beyond what the window of their connection
+// is for, and returns how many of them the shard has room for: 64 MiB for all connections. Unpark gives the room back.
+func (p *Pool) Park(n int) int {
+	n = min(n, maxParked-p.parked)
+	p.parked += n
+	return n
+}
+
+// Unpark ends the waiting of n bytes.
+func (p *Pool) Unpark(n int) { p.parked -= n }
+
+// Parked is how many bytes wait so.
+func (p *Pool) Parked() int { return p.parked }
 
 // queue is a byte queue in one pooled buffer.
 type queue struct {

@@ -119,14 +119,14 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	}
 }
 
-// Room implements exchange.Upstream. A connection whose window is filled by what slow clients have not taken takes no
-// more streams: another one serves them better.
+// Room implements exchange.Upstream. A connection that holds much of what slow clients have not taken takes no more
+// streams: another one serves them better.
 func (cl *Client) Room() int {
 	if cl.over || cl.gone || cl.broken || cl.draining {
 		return 0
 	}
 	n := int(min(cl.maxPeer, 1<<20)) - len(cl.streams)
-	if n <= 0 || cl.c.Backlog() > maxBacklog || cl.used-cl.unacked > cl.recvWin/4*3 {
+	if n <= 0 || cl.c.Backlog() > maxBacklog || cl.used-cl.unacked+cl.parked > cl.recvWin*parkedWindows/4*3 {
 		cl.full = true
 		return 0
 	}
@@ -170,8 +170,8 @@ func (cl *Client) violated(e *connError) {
 		cl.o.OnViolation(exchange.Violation{Reason: mesh.ReasonUpstreamProto, Abuse: e.abuse, Detail: e.text})
 	}
 	for len(cl.streams) > 0 {
-		for id, s := range cl.streams {
-			delete(cl.streams, id)
+		for _, s := range cl.streams {
+			cl.remove(s)
 			s.Abort(exchange.Up, mesh.ReasonUpstreamProto, codeNo, false)
 			break
 		}

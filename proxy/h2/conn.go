@@ -50,6 +50,7 @@ type conn struct {
 	recvWin  int32
 	used     int32 // received and not credited to the peer
 	unacked  int32 // of them, ready to be credited
+	parked   int32 // credited, but not forwarded yet
 	maxPeer  uint32
 	blocked  []exchange.Ref
 	spare    []exchange.Ref
@@ -277,8 +278,9 @@ func (c *conn) forget(id uint32) {
 func (c *conn) remove(s *exchange.Stream) {
 	p := s.Port(c.side)
 	delete(c.streams, p.ID)
-	held := p.Held
+	held := p.Held - p.Parked
 	p.Held = 0
+	c.unpark(p, p.Parked)
 	c.creditConn(held)
 }
 
@@ -321,7 +323,7 @@ func (c *conn) abortAll() {
 	}
 	for _, r := range lost {
 		if r.Live() {
-			delete(c.streams, r.S.Port(c.side).ID)
+			c.remove(r.S)
 			c.role.reset(r.S, codeNo)
 		}
 	}

@@ -11,8 +11,8 @@ const (
 	// "MadeYouReset"). A link between proxies carries the cancellations of many clients.
 	maxResets     = 500
 	maxResetsLink = 10000
-	maxControl    = 10000 // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
-	maxSettings   = 100   // SETTINGS frames, the settings in them, and GOAWAY
+	maxControl    = 10000   // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
+	maxSettings   = 100     // SETTINGS frames, the settings in them, and GOAWAY
 	maxEmpty      = 1000    // DATA without bytes and without END_STREAM
 	maxQueuedAcks = 1 << 20 // backlog in bytes above which nothing is acknowledged any more
 	// maxBacklog is the backlog above which a server reads no further and a client takes no more streams: heads are

@@ -62,16 +62,39 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 		return c.streamError(id, code)
 	}
 	if full > n {
-		c.credit(s, port, full-n)
+		c.credit(port, full-n)
 	}
 	port.GotEnd = end
 	s.Data(c.side, p, end)
+	if port.Held > port.Parked && c.streams[id] == s {
+		c.park(port)
+	}
 	return nil
 }
 
-// credit returns n bytes of a stream's window, and of the connection's.
-func (c *conn) credit(s *exchange.Stream, p *exchange.Port, n int32) {
+// park credits the connection for what a stream could not pass on, so that nothing but the stream's own window is filled
+// with it: one who does not read stalls nobody else. Beyond the bounds the connection waits with the stream.
+func (c *conn) park(p *exchange.Port) {
+	n := min(p.Held-p.Parked, c.recvWin*parkedWindows-c.parked)
+	n = int32(c.pool.Park(int(n)))
+	p.Parked += n
+	c.parked += n
 	c.creditConn(n)
+}
+
+func (c *conn) unpark(p *exchange.Port, n int32) {
+	p.Parked -= n
+	c.parked -= n
+	c.pool.Unpark(int(n))
+}
+
+// credit returns n bytes of a stream's window, and of the connection's.
+func (c *conn) credit(p *exchange.Port, n int32) {
+	c.creditConn(n)
+	c.creditStream(p, n)
+}
+
+func (c *conn) creditStream(p *exchange.Port, n int32) {
 	if p.GotEnd {
 		return
 	}
@@ -90,7 +113,17 @@ func (c *conn) creditConn(n int32) {
 }
 
 // Credit implements exchange.Half.
-func (c *conn) Credit(s *exchange.Stream, n int) { c.credit(s, s.Port(c.side), int32(n)) }
+func (c *conn) Credit(s *exchange.Stream, n int) {
+	p := s.Port(c.side)
+	if p.Parked == 0 {
+		c.credit(p, int32(n))
+		return
+	}
+	k := min(int32(n), p.Parked)
+	c.unpark(p, k)
+	c.creditConn(int32(n) - k)
+	c.creditStream(p, int32(n))
+}
 
 // Write implements exchange.Half.
 func (c *conn) Write(s *exchange.Stream, p []byte, end bool) int {

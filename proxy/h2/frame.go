@@ -65,6 +65,9 @@ const (
 	// connWindow bounds the queues of a connection together; links between proxies carry many clients' streams.
 	connWindow     = 4 << 20
 	connWindowLink = 16 << 20
+	// parkedWindows is how many times the connection's window may wait, beside what is in it, for peers that do not take
+	// what came for them. It is what keeps them from stalling the other streams.
+	parkedWindows = 3
 
 	advertised     = 1000 // concurrent streams that we accept
 	assumedStreams = 100  // concurrent streams before the peer's SETTINGS (RFC 9113, 6.5.2 recommends no less)
