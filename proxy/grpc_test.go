@@ -81,10 +81,11 @@ func TestGRPC(t *testing.T) {
 	defer res.Body.Close()
 	b, _ := io.ReadAll(res.Body)
 	for _, w := range []string{
-		`dst="` + up + `",protocol="grpc",tls="none",classification="failure",reason=""} 2`, // Unavailable, not NotFound
-		`dst="` + up + `",protocol="grpc",tls="none",classification="success",reason=""} 84`,
+		`classification="success",class="2xx",grpc_status_code="0",reason=""} 82`,
+		`classification="success",class="2xx",grpc_status_code="5",reason=""} 2`,  // NotFound answers the client's own mistake
+		`classification="failure",class="2xx",grpc_status_code="14",reason=""} 2`, // Unavailable
 	} {
-		if !strings.Contains(string(b), w) {
+		if w = `dst="` + up + `",protocol="grpc",tls="none",route="default",` + w; !strings.Contains(string(b), w) {
 			t.Errorf("metrics lack %s:\n%s", w, grep(string(b), "response_total"))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -143,7 +144,7 @@ func textMetrics(t *testing.T, text string) map[string]metric {
 // checkValues checks that the page names the values of the labels that have few.
 func checkValues(t *testing.T, section, text, page string) {
 	t.Helper()
-	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path", "kind"}
+	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path", "kind", "class", "route"}
 	for _, s := range samples(t, text) {
 		for _, l := range few {
 			if v := s.Labels[l]; v != "" && !strings.Contains(page, "`"+v+"`") {
@@ -181,11 +182,18 @@ func proxyText() string {
 		{Direction: meter.Outbound, Protocol: meter.TCP, TLS: meter.None},
 	} {
 		k.Src, k.Dst = "shop/web", "shop/db"
-		r, c := set.Requests(k), set.Conns(k)
-		r.Ended(time.Millisecond, true, mesh.ReasonNone)
+		c := set.Conns(k, 0)
+		k.Route = meter.DefaultRoute
+		r := set.Requests(k, 0)
+		for class := range 6 {
+			r.Ended(0, 1e6, meter.Outcome{OK: class < 5, Status: class * 100})
+		}
+		for code := range 18 {
+			r.Ended(0, 1e6, meter.Outcome{Status: 200, GRPC: strconv.Itoa(code)})
+		}
 		for _, reason := range meshReasons {
-			r.Ended(time.Millisecond, false, reason)
-			c.Closed(reason)
+			r.Ended(0, 1e6, meter.Outcome{Reason: reason})
+			c.Closed(0, reason)
 			process.HandshakeFailed(reason)
 			process.ConnectionFailed(reason)
 		}
@@ -194,7 +202,7 @@ func proxyText() string {
 		process.Abused(kind)
 	}
 	var b bytes.Buffer
-	meter.Write(&b, process, set)
+	meter.Write(&b, process, set.Read(func(f func()) error { f(); return nil }))
 	return b.String()
 }
 

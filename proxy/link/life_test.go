@@ -48,7 +48,7 @@ func TestOneHopOnTheSameNode(t *testing.T) {
 	if seen["one"] < 10 || seen["two"] < 10 {
 		t.Errorf("spread %v", seen)
 	}
-	n.want(`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="local"} 60`,
+	n.want(`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="local",route="default"} 60`,
 		`conduit_proxy_mesh_connections_dialled_total 0`)
 }
 
@@ -72,7 +72,7 @@ func TestDeadEndpointIsPassedOver(t *testing.T) {
 			t.Fatalf("%d %q", status, body)
 		}
 	}
-	n.want(`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http1",tls="local",classification="success",reason=""} 10`)
+	n.want(`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http1",tls="local",route="default",classification="success",class="2xx",grpc_status_code="",reason=""} 10`)
 }
 
 // The same when the endpoint's node answers and its application does not.

@@ -117,15 +117,15 @@ func TestHTTPOverTheMesh(t *testing.T) {
 		}
 	}
 	n1.want(
-		`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http1",tls="mtls"} 3`,
-		`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls"} 3`,
-		`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",classification="success",reason=""} 3`,
+		`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http1",tls="mtls",route="default"} 3`,
+		`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default"} 3`,
+		`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default",classification="success",class="2xx",grpc_status_code="",reason=""} 3`,
 		`conduit_proxy_mesh_connections_dialled_total 1`,
 		`conduit_proxy_mesh_connections_open 1`,
 		`conduit_proxy_snapshot_version 5`,
 		`conduit_proxy_pods 1`,
 	)
-	n2.want(`request_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls"} 6`,
+	n2.want(`request_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default"} 6`,
 		`conduit_proxy_mesh_connections_open 1`)
 }
 
@@ -184,8 +184,8 @@ func TestApplicationDown(t *testing.T) {
 	if n, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || n > 0 {
 		t.Errorf("TCP: want a reset, got %d bytes, %v", n, err)
 	}
-	n1.want(`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",classification="failure",reason="connect-failed"} 1`)
-	n2.want(`response_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",classification="failure",reason="connect-failed"} 1`)
+	n1.want(`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default",classification="failure",class="5xx",grpc_status_code="",reason="connect-failed"} 1`)
+	n2.want(`response_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default",classification="failure",class="5xx",grpc_status_code="",reason="connect-failed"} 1`)
 }
 
 func TestWrongIdentityIsRefused(t *testing.T) {

@@ -218,6 +218,6 @@ func TestIdentitiesDoNotShareLinks(t *testing.T) {
 		}
 	}
 	n1.want("conduit_proxy_mesh_connections_dialled_total 2", "conduit_proxy_mesh_connections_open 2")
-	n2.want(`request_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls"} 2`,
-		`request_total{direction="inbound",src="shop/other",dst="shop/web",protocol="http2",tls="mtls"} 2`)
+	n2.want(`request_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default"} 2`,
+		`request_total{direction="inbound",src="shop/other",dst="shop/web",protocol="http2",tls="mtls",route="default"} 2`)
 }

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -9,13 +10,26 @@ import (
 	"conduit.io/conduit/mesh"
 )
 
-var key = Key{Direction: Outbound, Src: "shop/web", Dst: `shop/"db"`, Protocol: GRPC, TLS: MTLS}
+var (
+	requestKey = Key{Direction: Outbound, Src: "shop/web", Dst: `shop/"db"`, Protocol: GRPC, TLS: MTLS, Route: DefaultRoute}
+	connKey    = Key{Direction: Outbound, Src: "shop/web", Dst: `shop/"db"`, Protocol: GRPC, TLS: MTLS}
+)
 
 const labels = `{direction="outbound",src="shop/web",dst="shop/\"db\"",protocol="grpc",tls="mtls"`
 
+// now is how functions run on the loop of a Set that has none.
+func now(f func()) error {
+	f()
+	return nil
+}
+
 func text(sets ...*Set) string {
 	var b bytes.Buffer
-	Write(&b, &Process{}, sets...)
+	var all []*Reading
+	for _, s := range sets {
+		all = append(all, s.Read(now))
+	}
+	Write(&b, &Process{}, all...)
 	return b.String()
 }
 
@@ -28,39 +42,46 @@ func wantLines(t *testing.T, got string, lines ...string) {
 	}
 }
 
+// end counts a request of some latency.
+func end(r *Requests, at, latency time.Duration, o Outcome) {
+	r.Begin()
+	r.Started()
+	r.Ended(int64(at), int64(latency), o)
+}
+
 func TestRequestsText(t *testing.T) {
 	a, b := NewSet(10), NewSet(10)
 	for _, s := range []*Set{a, b} { // two shards add up
-		r := s.Requests(key)
-		r.Started()
-		r.Ended(60*time.Microsecond, true, mesh.ReasonNone)
-		r.Started()
-		r.Ended(50*time.Microsecond, false, mesh.ReasonConnect)
-		r.Started()
-		r.Ended(70*time.Second, false, mesh.ReasonNone)
+		r := s.Requests(requestKey, 0)
+		end(r, 0, 60*time.Microsecond, Outcome{OK: true, Status: 200, GRPC: "0"})
+		end(r, 0, 50*time.Microsecond, Outcome{Status: 200, GRPC: "14", Reason: mesh.ReasonConnect})
+		end(r, 0, 70*time.Second, Outcome{Status: 999, GRPC: "17"})
+		end(r, 0, -time.Second, Outcome{Reason: mesh.ReasonDownstreamReset})
 	}
 	got := text(a, b)
+	const route = labels + `,route="default"`
 	wantLines(t, got,
-		"request_total"+labels+"} 6",
-		"response_total"+labels+`,classification="success",reason=""} 2`,
-		"response_total"+labels+`,classification="failure",reason="connect-failed"} 2`,
-		"response_total"+labels+`,classification="failure",reason=""} 2`,
-		"response_latency_ms_bucket"+labels+`,le="0.05"} 2`,
-		"response_latency_ms_bucket"+labels+`,le="0.1"} 4`,
-		"response_latency_ms_bucket"+labels+`,le="50000"} 4`,
-		"response_latency_ms_bucket"+labels+`,le="+Inf"} 6`,
-		"response_latency_ms_count"+labels+"} 6",
-		"response_latency_ms_sum"+labels+"} 140000.22",
+		"request_total"+route+"} 8",
+		"response_total"+route+`,classification="success",class="2xx",grpc_status_code="0",reason=""} 2`,
+		"response_total"+route+`,classification="failure",class="2xx",grpc_status_code="14",reason="connect-failed"} 2`,
+		"response_total"+route+`,classification="failure",class="5xx",grpc_status_code="other",reason=""} 2`,
+		"response_total"+route+`,classification="failure",class="",grpc_status_code="",reason="downstream-reset"} 2`,
+		"response_latency_ms_bucket"+route+`,le="0.05"} 4`,
+		"response_latency_ms_bucket"+route+`,le="0.1"} 6`,
+		"response_latency_ms_bucket"+route+`,le="50000"} 6`,
+		"response_latency_ms_bucket"+route+`,le="+Inf"} 8`,
+		"response_latency_ms_count"+route+"} 8",
+		"response_latency_ms_sum"+route+"} 140000.22",
 	)
 }
 
 func TestConnsText(t *testing.T) {
 	s := NewSet(10)
-	c := s.Conns(key)
+	c := s.Conns(connKey, 0)
 	c.Opened()
 	c.Opened()
 	c.Bytes(10, 20)
-	c.Closed(mesh.ReasonUpstreamReset)
+	c.Closed(0, mesh.ReasonUpstreamReset)
 	wantLines(t, text(s),
 		"tcp_open_total"+labels+"} 2",
 		"tcp_open_connections"+labels+"} 1",
@@ -69,21 +90,6 @@ func TestConnsText(t *testing.T) {
 		"tcp_close_total"+labels+`,reason="upstream-reset"} 1`,
 		"conduit_proxy_pods 0",
 	)
-}
-
-func TestSeriesAreBounded(t *testing.T) {
-	s := NewSet(2)
-	for _, dst := range []string{"a", "b", "c", "d", "a"} {
-		s.Requests(Key{Direction: Outbound, Src: "x", Dst: dst, Protocol: HTTP1, TLS: None}).Started()
-	}
-	wantLines(t, text(s),
-		`request_total{direction="outbound",src="x",dst="a",protocol="http1",tls="none"} 2`,
-		`request_total{direction="outbound",src="other",dst="other",protocol="http1",tls="none"} 2`,
-		"conduit_series_dropped_total 2",
-	)
-	if len(s.requests) != 3 {
-		t.Errorf("%d series", len(s.requests))
-	}
 }
 
 // Every reason of package mesh has a counter of its own.
@@ -97,6 +103,38 @@ func TestReasonsComplete(t *testing.T) {
 		if reasonIndex(r) == len(reasons)-1 {
 			t.Errorf("reason %q is counted as other", r)
 		}
+	}
+}
+
+// Every gRPC status has a label of its own, and so has every class; what a server makes up has one for all.
+func TestEndings(t *testing.T) {
+	for code := range 17 {
+		c := strconv.Itoa(code)
+		o := Outcome{OK: true, Status: 204, GRPC: c}
+		if ok, class, got, _ := o.pack().unpack(); !ok || class != "2xx" || got != c {
+			t.Errorf("grpc-status %s: %v %q %q", c, ok, class, got)
+		}
+	}
+	for _, c := range []string{"17", "99", "-1", "00", "100", "x", strings.Repeat("1", 1000)} {
+		o := Outcome{GRPC: c, Status: 100}
+		if ok, class, got, _ := o.pack().unpack(); ok || class != "1xx" || got != "other" {
+			t.Errorf("grpc-status %.10s: %v %q %q", c, ok, class, got)
+		}
+	}
+	var all tally
+	for status := 100; status < 1000; status += 50 {
+		for code := range 30 {
+			for _, reason := range reasons {
+				all.add(&Outcome{Status: status, GRPC: strconv.Itoa(code), Reason: reason})
+			}
+		}
+	}
+	var n uint64
+	for _, x := range all {
+		n += x.n
+	}
+	if bound := maxTally + 2*classes*codes; len(all) > bound || n != 18*30*uint64(len(reasons)) {
+		t.Errorf("%d different endings of %d: bound %d", len(all), n, bound)
 	}
 }
 
@@ -120,26 +158,6 @@ func TestGRPCClassification(t *testing.T) {
 	for status, ok := range map[string]bool{"0": true, "5": true, "16": true, "": false, "2": false, "13": false, "14": false} {
 		if GRPCOK(status) != ok {
 			t.Errorf("grpc-status %q: ok %v", status, !ok)
-		}
-	}
-}
-
-func TestConcurrentReadAndCount(t *testing.T) {
-	s := NewSet(1000)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := range 500 {
-			s.Conns(Key{Src: string(rune('a' + i%26)), Dst: "d"}).Opened()
-			s.Requests(Key{Src: string(rune('a' + i%26)), Dst: "d"}).Ended(1, false, mesh.ReasonTLS)
-		}
-	}()
-	for open := true; open; {
-		text(s)
-		select {
-		case <-done:
-			open = false
-		default:
 		}
 	}
 }

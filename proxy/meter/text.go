@@ -3,6 +3,7 @@ package meter
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,110 +11,126 @@ import (
 
 // Write appends everything as Prometheus text exposition (version 0.0.4), sorted. Series of several Sets with the
 // same labels are added up.
-func Write(b *bytes.Buffer, p *Process, sets ...*Set) {
-	req, con, dropped := gather(sets)
-	writeRequests(b, req)
-	writeConns(b, con)
+func Write(b *bytes.Buffer, p *Process, readings ...*Reading) {
+	req, con := map[Key][]*Requests{}, map[Key][]*Conns{}
+	var dropped, expired uint64
+	for _, r := range readings {
+		for _, x := range r.requests {
+			req[x.key] = append(req[x.key], x)
+		}
+		for _, x := range r.conns {
+			con[x.key] = append(con[x.key], x)
+		}
+		dropped, expired = dropped+r.dropped, expired+r.expired
+	}
+	writeRequests(b, sorted(req))
+	writeConns(b, sorted(con))
 	writeProcess(b, p)
-	family(b, "conduit_series_dropped_total", "counter", "Series that the bound on label sets folded into \"other\".")
+	family(b, "conduit_series_dropped_total", "counter", "What the bound on series folded into \"other\".")
 	sample(b, "conduit_series_dropped_total", "", float64(dropped))
+	family(b, "conduit_series_expired_total", "counter", "Series that were dropped because nothing had used them for long.")
+	sample(b, "conduit_series_expired_total", "", float64(expired))
 }
 
-func gather(sets []*Set) (req [][]*Requests, con [][]*Conns, dropped uint64) {
-	rm, cm := map[Key][]*Requests{}, map[Key][]*Conns{}
-	for _, s := range sets {
-		s.mu.Lock()
-		for k, r := range s.requests {
-			rm[k] = append(rm[k], r)
-		}
-		for k, c := range s.conns {
-			cm[k] = append(cm[k], c)
-		}
-		s.mu.Unlock()
-		dropped += s.dropped.Load()
-	}
-	for _, k := range sortedKeys(rm) {
-		req = append(req, rm[k])
-	}
-	for _, k := range sortedKeys(cm) {
-		con = append(con, cm[k])
-	}
-	return req, con, dropped
+// alike is series of several shards with the same labels.
+type alike[T any] struct {
+	labels string
+	all    []*T
 }
 
-func sortedKeys[V any](m map[Key]V) []Key {
-	keys := make([]Key, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
+func sorted[T any](m map[Key][]*T) []alike[T] {
+	out := make([]alike[T], 0, len(m))
+	for _, k := range slices.SortedFunc(maps.Keys(m), compare) {
+		out = append(out, alike[T]{k.labels(), m[k]})
 	}
-	slices.SortFunc(keys, func(a, b Key) int {
-		return cmp.Or(cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Src, b.Src), cmp.Compare(a.Dst, b.Dst),
-			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.TLS, b.TLS))
-	})
-	return keys
+	return out
 }
 
-func writeRequests(b *bytes.Buffer, all [][]*Requests) {
+func compare(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Src, b.Src), cmp.Compare(a.Dst, b.Dst),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.TLS, b.TLS), cmp.Compare(a.Route, b.Route))
+}
+
+// total adds up what get finds in each.
+func (a *alike[T]) total(get func(*T) uint64) float64 {
+	var n uint64
+	for _, x := range a.all {
+		n += get(x)
+	}
+	return float64(n)
+}
+
+func each[T, V any](all []T, get func(T) V) []V {
+	out := make([]V, len(all))
+	for i := range all {
+		out[i] = get(all[i])
+	}
+	return out
+}
+
+func writeRequests(b *bytes.Buffer, all []alike[Requests]) {
 	family(b, "request_total", "counter", "HTTP requests received.")
-	for _, rs := range all {
-		sample(b, "request_total", rs[0].key.labels(), total(rs, func(r *Requests) uint64 { return r.total.Load() }))
+	for _, a := range all {
+		sample(b, "request_total", a.labels, a.total(func(r *Requests) uint64 { return r.total }))
 	}
-	family(b, "response_total", "counter", "HTTP responses, by whether the server answered well.")
-	for _, rs := range all {
-		l := rs[0].key.labels()
-		if n := total(rs, func(r *Requests) uint64 { return r.success.Load() }); n > 0 {
-			sample(b, "response_total", l+`,classification="success",reason=""`, n)
-		}
-		for i := range reasons {
-			n := total(rs, func(r *Requests) uint64 { return r.failure.Load().at(i) })
-			if n > 0 {
-				sample(b, "response_total", l+`,classification="failure",reason="`+string(reasons[i])+`"`, n)
+	family(b, "response_total", "counter", "HTTP responses, by whether the server answered well, and how.")
+	for _, a := range all {
+		for _, x := range sum(each(a.all, func(r *Requests) tally { return r.ended })) {
+			ok, class, code, reason := x.e.unpack()
+			classification := "failure"
+			if ok {
+				classification = "success"
 			}
+			sample(b, "response_total", a.labels+`,classification="`+classification+`",class="`+class+
+				`",grpc_status_code="`+code+`",reason="`+reason+`"`, float64(x.n))
 		}
 	}
 	family(b, "response_latency_ms", "histogram", "Time from a request's head to its response's end, in milliseconds.")
-	for _, rs := range all {
-		writeHistogram(b, rs)
+	for _, a := range all {
+		writeHistogram(b, "response_latency_ms", a.labels, latencyScale, each(a.all, func(r *Requests) *histogram { return &r.latency }))
 	}
 }
 
-func writeHistogram(b *bytes.Buffer, rs []*Requests) {
-	l := rs[0].key.labels()
-	sum := 0.0
-	for i := range len(Buckets) + 1 {
-		sum += total(rs, func(r *Requests) uint64 { return r.buckets[i].Load() })
-		le := "+Inf"
-		if i < len(Buckets) {
-			le = number(Buckets[i])
+// writeHistogram writes the sum of histograms with one scale.
+func writeHistogram(b *bytes.Buffer, name, labels string, s *scale, all []*histogram) {
+	var n, nanos uint64
+	for i := range len(s.ms) + 1 {
+		for _, h := range all {
+			n += h.at(i)
 		}
-		sample(b, "response_latency_ms_bucket", l+`,le="`+le+`"`, sum)
+		le := "+Inf"
+		if i < len(s.ms) {
+			le = number(s.ms[i])
+		}
+		sample(b, name+"_bucket", labels+`,le="`+le+`"`, float64(n))
 	}
-	nanos := total(rs, func(r *Requests) uint64 { return r.sumNanos.Load() })
-	sample(b, "response_latency_ms_sum", l, nanos/1e6)
-	sample(b, "response_latency_ms_count", l, sum)
+	for _, h := range all {
+		nanos += h.sum
+	}
+	sample(b, name+"_sum", labels, float64(nanos)/1e6)
+	sample(b, name+"_count", labels, float64(n))
 }
 
-func writeConns(b *bytes.Buffer, all [][]*Conns) {
+func writeConns(b *bytes.Buffer, all []alike[Conns]) {
 	for _, m := range []struct {
 		name, kind, help string
 		get              func(*Conns) uint64
 	}{
-		{"tcp_open_total", "counter", "Connections opened.", func(c *Conns) uint64 { return c.opened.Load() }},
-		{"tcp_open_connections", "gauge", "Connections open now.", func(c *Conns) uint64 { return uint64(max(c.open.Load(), 0)) }},
-		{"tcp_read_bytes_total", "counter", "Bytes read from clients.", func(c *Conns) uint64 { return c.read.Load() }},
-		{"tcp_write_bytes_total", "counter", "Bytes written to clients.", func(c *Conns) uint64 { return c.wrote.Load() }},
+		{"tcp_open_total", "counter", "Connections opened.", func(c *Conns) uint64 { return c.opened }},
+		{"tcp_open_connections", "gauge", "Connections open now.", func(c *Conns) uint64 { return uint64(max(c.busy, 0)) }},
+		{"tcp_read_bytes_total", "counter", "Bytes read from clients.", func(c *Conns) uint64 { return c.read }},
+		{"tcp_write_bytes_total", "counter", "Bytes written to clients.", func(c *Conns) uint64 { return c.wrote }},
 	} {
 		family(b, m.name, m.kind, m.help)
-		for _, cs := range all {
-			sample(b, m.name, cs[0].key.labels(), total(cs, m.get))
+		for _, a := range all {
+			sample(b, m.name, a.labels, a.total(m.get))
 		}
 	}
 	family(b, "tcp_close_total", "counter", "Connections closed, by reason; an orderly end has none.")
-	for _, cs := range all {
-		for i := range reasons {
-			if n := total(cs, func(c *Conns) uint64 { return c.closed[i].Load() }); n > 0 {
-				sample(b, "tcp_close_total", cs[0].key.labels()+`,reason="`+string(reasons[i])+`"`, n)
-			}
+	for _, a := range all {
+		for _, x := range sum(each(a.all, func(c *Conns) tally { return c.closed })) {
+			_, _, _, reason := x.e.unpack()
+			sample(b, "tcp_close_total", a.labels+`,reason="`+reason+`"`, float64(x.n))
 		}
 	}
 }
@@ -156,27 +173,6 @@ func writeProcess(b *bytes.Buffer, p *Process) {
 			}
 		}
 	}
-}
-
-// at is one counter of a set that may not exist yet.
-func (b *byReason) at(i int) uint64 {
-	if b == nil {
-		return 0
-	}
-	return b[i].Load()
-}
-
-func total[T any](all []T, get func(T) uint64) float64 {
-	var n uint64
-	for _, x := range all {
-		n += get(x)
-	}
-	return float64(n)
-}
-
-func (k Key) labels() string {
-	return `direction="` + string(k.Direction) + `",src="` + escape(k.Src) + `",dst="` + escape(k.Dst) +
-		`",protocol="` + k.Protocol + `",tls="` + k.TLS + `"`
 }
 
 var escaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)

@@ -40,9 +40,9 @@ type call struct {
 	cancel func()
 
 	requests *meter.Requests
-	started  bool         // it is counted as a request
-	labels   *labels      // of a tunnel
-	tls      int          // index into tlsLabels
+	started  bool    // it is counted as a request
+	labels   *labels // of a tunnel
+	tls      meter.TLS
 	conns    *meter.Conns // of a tunnel that is counted as open
 	read     uint64       // bytes counted so far
 	wrote    uint64
@@ -235,10 +235,15 @@ func (c *call) requestDone() {
 			reason, ok = r, false
 		}
 	}
-	if ok && c.grpc {
-		ok = grpcOK(s)
+	o := meter.Outcome{OK: ok, Reason: reason}
+	if s.Res != nil {
+		o.Status = s.Res.Status
 	}
-	c.requests.Ended(time.Duration(s.End-s.Start), ok, reason)
+	if c.grpc {
+		o.GRPC = grpcStatus(s)
+		o.OK = ok && meter.GRPCOK(o.GRPC)
+	}
+	c.requests.Ended(s.End, s.End-s.Start, o)
 }
 
 // reasonOf is another proxy's reason: in its response, or in trailers if the response had begun when it failed.
@@ -251,13 +256,17 @@ func reasonOf(s *exchange.Stream) mesh.Reason {
 	return mesh.Reason(s.Res.Get(mesh.ReasonHeader))
 }
 
-func grpcOK(s *exchange.Stream) bool {
+// grpcStatus is the call's status: in trailers, or in the head of a response that has nothing else.
+func grpcStatus(s *exchange.Stream) string {
 	for i := range s.Trailers {
 		if s.Trailers[i].Name == "grpc-status" {
-			return meter.GRPCOK(s.Trailers[i].Value)
+			return s.Trailers[i].Value
 		}
 	}
-	return s.Res.Status == 200 && meter.GRPCOK(s.Res.Get("grpc-status"))
+	if s.Res == nil || s.Res.Status != 200 {
+		return ""
+	}
+	return s.Res.Get("grpc-status")
 }
 
 func isGRPC(r *exchange.Head) bool {
@@ -267,7 +276,7 @@ func isGRPC(r *exchange.Head) bool {
 // open counts a tunnel as open, once it is certain to be one.
 func (c *call) open() {
 	if c.conns == nil && c.labels != nil {
-		c.conns = c.labels.conn(c.sh.set, c.tls, protoTCP)
+		c.conns = c.labels.conn(c.sh, c.tls, meter.TCP)
 		c.conns.Opened()
 	}
 }
@@ -299,7 +308,7 @@ func (c *call) tunnelDone() {
 	c.open()
 	c.countBytes()
 	if c.conns != nil {
-		c.conns.Closed(s.Reason)
+		c.conns.Closed(c.sh.loop.Now(), s.Reason)
 	}
 	if s.ResBytes > 0 && s.ReqBytes == 0 && c.down.kind == outbound {
 		c.sh.memory.Put(c.down.dst, verdict(mesh.Opaque)) // the server speaks first

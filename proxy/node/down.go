@@ -91,7 +91,7 @@ func (sh *shard) closed(d *down, err error) {
 		sh.n.process.MeshOpen.Add(-1)
 	}
 	if d.conns != nil {
-		d.conns.Closed(mesh.ReasonNone)
+		d.conns.Closed(sh.loop.Now(), mesh.ReasonNone)
 	}
 	if err != nil {
 		sh.n.o.Log.Debug("connection ended", "client", d.client, "destination", d.dst, "error", err)

@@ -286,13 +286,13 @@ func (n *Node) each(f func(sh *shard)) {
 
 // Stats is the metrics as Prometheus text.
 func (n *Node) Stats() []byte {
-	sets := make([]*meter.Set, len(n.shards))
-	for i, sh := range n.shards {
-		sets[i] = sh.set
-	}
 	n.each(func(sh *shard) { sh.countLive() })
+	readings := make([]*meter.Reading, len(n.shards))
+	for i, sh := range n.shards {
+		readings[i] = sh.set.Read(sh.loop.Do)
+	}
 	var b bytes.Buffer
-	meter.Write(&b, &n.process, sets...)
+	meter.Write(&b, &n.process, readings...)
 	return b.Bytes()
 }
 

@@ -20,74 +20,63 @@ type target struct {
 
 // labels are the series for streams that differ only in protocol and tls.
 type labels struct {
-	direction meter.Direction
-	src, dst  string
-	requests  [3][3]*meter.Requests // by tls, by protocol
-	conns     [3][4]*meter.Conns
+	key      meter.Key
+	requests [meter.TLSes][meter.Protocols]*meter.Requests
+	conns    [meter.TLSes][meter.Protocols]*meter.Conns
 }
 
-// The indices of labels' series.
-var (
-	tlsLabels   = [3]string{meter.MTLS, meter.Local, meter.None}
-	protoLabels = [4]string{meter.HTTP1, meter.HTTP2, meter.GRPC, meter.TCP}
-)
-
-const (
-	tlsMTLS = iota
-	tlsLocal
-	tlsNone
-)
-
-const (
-	protoHTTP1 = iota
-	protoHTTP2
-	protoGRPC
-	protoTCP
-)
-
-func (l *labels) key(tls, proto int) meter.Key {
-	return meter.Key{Direction: l.direction, Src: l.src, Dst: l.dst, Protocol: protoLabels[proto], TLS: tlsLabels[tls]}
+// request is the series of requests.
+func (l *labels) request(sh *shard, tls meter.TLS, proto meter.Protocol) *meter.Requests {
+	r := l.requests[tls][proto]
+	if r == nil || r.Gone() {
+		k := l.key
+		k.TLS, k.Protocol, k.Route = tls, proto, meter.DefaultRoute
+		r = sh.set.Requests(k, sh.loop.Now())
+		l.requests[tls][proto] = r
+	}
+	return r
 }
 
 // conn is the series of connections.
-func (l *labels) conn(set *meter.Set, tls, proto int) *meter.Conns {
+func (l *labels) conn(sh *shard, tls meter.TLS, proto meter.Protocol) *meter.Conns {
 	c := l.conns[tls][proto]
-	if c == nil {
-		c = set.Conns(l.key(tls, proto))
+	if c == nil || c.Gone() {
+		k := l.key
+		k.TLS, k.Protocol = tls, proto
+		c = sh.set.Conns(k, sh.loop.Now())
 		l.conns[tls][proto] = c
 	}
 	return c
 }
 
-// protoOf is the protocol index of a stream.
-func (c *call) protoOf() int {
+// protocol is how metrics name what the stream carries.
+func (c *call) protocol() meter.Protocol {
 	switch {
 	case c.tunnel:
-		return protoTCP
+		return meter.TCP
 	case c.grpc:
-		return protoGRPC
+		return meter.GRPC
 	case c.s.Req.Major == 2:
-		return protoHTTP2
+		return meter.HTTP2
 	}
-	return protoHTTP1
+	return meter.HTTP1
 }
 
 // count books the stream under l. It is counted later: a request when it is answered, a tunnel when it is certain to
 // be one.
-func (c *call) count(l *labels, tls int) {
-	proto := c.protoOf()
-	set := c.sh.set
+func (c *call) count(l *labels, tls meter.TLS) {
 	if c.tunnel {
 		c.labels, c.tls = l, tls
 		c.sh.link(c)
 		return
 	}
-	if l.requests[tls][proto] == nil {
-		l.requests[tls][proto] = set.Requests(l.key(tls, proto))
+	if c.requests != nil {
+		c.requests.Leave()
 	}
-	c.requests = l.requests[tls][proto] // of the latest attempt: that is how it went
+	c.requests = l.request(c.sh, tls, c.protocol()) // of the latest attempt: that is how it went
+	c.requests.Begin()
 	if d := c.down; d.conns == nil && d.kind != inboundMesh {
-		d.conns = l.conn(set, tls, proto)
+		d.conns = l.conn(c.sh, tls, c.protocol())
 		d.conns.Opened()
 	}
 }
@@ -116,10 +105,10 @@ func (sh *shard) resolve(d *down) *target {
 
 func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
 	tg := &target{gen: t.Generation, protocol: mesh.Opaque}
-	tg.labels = labels{direction: meter.Outbound, src: label(p.record()), dst: "external"}
+	tg.labels.key = meter.Key{Direction: meter.Outbound, Src: label(p.record()), Dst: "external"}
 	if port, _ := t.Service(dst); port != nil {
 		tg.known, tg.protocol = true, port.Protocol
-		tg.labels.dst = port.Service.Label
+		tg.labels.key.Dst = port.Service.Label
 		tg.balancer = sh.balancer(t, port, dst)
 		return tg
 	}
@@ -127,7 +116,7 @@ func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
 	w := t.Workload(dst.Addr())
 	if w != nil {
 		tg.known, tg.protocol = true, t.Declared(dst)
-		tg.labels.dst = label(w)
+		tg.labels.key.Dst = label(w)
 	}
 	tg.balancer.Update(t.Generation, []table.Endpoint{{Addr: dst, Workload: w}})
 	return tg
@@ -157,36 +146,36 @@ func (sh *shard) routeOut(c *call) {
 	}
 	ep := tg.balancer.Pick(sh.loop.Now(), c.tried)
 	if ep == nil {
-		c.count(&tg.labels, tlsNone)
-		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.dst+" has no ready endpoint of this address family")
+		c.count(&tg.labels, meter.None)
+		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.key.Dst+" has no ready endpoint of this address family")
 		return
 	}
 	c.ep = ep
 	c.attempts++
 	ep.Start()
 	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
-		c.count(&tg.labels, tlsNone)
+		c.count(&tg.labels, meter.None)
 		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
 		return
 	}
 	c.sentAt = sh.loop.Now()
 	w := ep.Workload
 	if w == nil {
-		c.count(&tg.labels, tlsNone)
+		c.count(&tg.labels, meter.None)
 		sh.direct(c, ep.Addr)
 		return
 	}
 	if p := sh.n.local(w.UID); p != nil {
-		c.count(&tg.labels, tlsLocal)
+		c.count(&tg.labels, meter.Local)
 		sh.toApp(c, p, ep.Addr, d.client, req.Major)
 		return
 	}
 	if w.Meshed {
-		c.count(&tg.labels, tlsMTLS)
+		c.count(&tg.labels, meter.MTLS)
 		sh.overMesh(c, w, ep.Addr)
 		return
 	}
-	c.count(&tg.labels, tlsNone)
+	c.count(&tg.labels, meter.None)
 	sh.direct(c, ep.Addr)
 }
 
@@ -212,9 +201,9 @@ func (sh *shard) countIn(c *call) {
 	if d.label == nil {
 		d.label = sh.inLabels(d.src, label(d.share.pod.record()))
 	}
-	tls := tlsNone
+	tls := meter.None
 	if d.kind == inboundMesh {
-		tls = tlsMTLS
+		tls = meter.MTLS
 	}
 	c.count(d.label, tls)
 }
@@ -227,7 +216,7 @@ func (sh *shard) inLabels(src, dst string) *labels {
 		if len(sh.inbound) >= maxTargets {
 			clear(sh.inbound)
 		}
-		l = &labels{direction: meter.Inbound, src: src, dst: dst}
+		l = &labels{key: meter.Key{Direction: meter.Inbound, Src: src, Dst: dst}}
 		sh.inbound[k] = l
 	}
 	return l

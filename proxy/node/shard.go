@@ -231,6 +231,7 @@ func (sh *shard) sweep() {
 			g.Close()
 		}
 	}
+	sh.set.Sweep(sh.loop.Now())
 	sh.loop.After(sweepEvery, sh.sweep)
 }
 

@@ -2,7 +2,6 @@ package static
 
 import (
 	"strings"
-	"time"
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
@@ -70,6 +69,7 @@ func (h handler) Request(s *exchange.Stream) {
 	default:
 		c.series = h.l.label(meter.HTTP1)
 	}
+	c.series.requests.Begin()
 	c.series.requests.Started()
 	if conn.counts == nil {
 		conn.counts = c.series.conns
@@ -252,22 +252,30 @@ func (h handler) end(s *exchange.Stream, c *call) {
 		}
 		c.open()
 		c.series.conns.Bytes(s.ReqBytes, s.ResBytes)
-		c.series.conns.Closed(s.Reason)
+		c.series.conns.Closed(s.End, s.Reason)
 		return
 	}
 	c.series.conns.Bytes(s.ReqBytes, s.ResBytes)
-	ok := s.Reason == mesh.ReasonNone && s.Res != nil && s.Res.Status < 500
-	if ok && c.grpc {
-		ok = grpcOK(s)
+	o := meter.Outcome{Reason: s.Reason}
+	if s.Res != nil {
+		o.Status = s.Res.Status
+		o.OK = s.Reason == mesh.ReasonNone && o.Status < 500
 	}
-	c.series.requests.Ended(time.Duration(s.End-s.Start), ok, s.Reason)
+	if c.grpc {
+		o.GRPC = grpcStatus(s)
+		o.OK = o.OK && meter.GRPCOK(o.GRPC)
+	}
+	c.series.requests.Ended(s.End, s.End-s.Start, o)
 }
 
-func grpcOK(s *exchange.Stream) bool {
+func grpcStatus(s *exchange.Stream) string {
 	for i := range s.Trailers {
 		if s.Trailers[i].Name == "grpc-status" {
-			return meter.GRPCOK(s.Trailers[i].Value)
+			return s.Trailers[i].Value
 		}
 	}
-	return s.Res.Status == 200 && meter.GRPCOK(s.Res.Get("grpc-status"))
+	if s.Res == nil || s.Res.Status != 200 {
+		return ""
+	}
+	return s.Res.Get("grpc-status")
 }

@@ -49,7 +49,7 @@ type listener struct {
 	cfg    Listener
 	sock   *sock.Listener
 	pools  map[poolKind]*pool.Pool
-	series map[string]*series // by protocol
+	series [meter.Protocols]*series
 	conns  map[*conn]struct{}
 	http   bool // the last connection was HTTP
 }
@@ -115,7 +115,7 @@ func openListener(a netip.AddrPort) (*os.File, error) {
 
 func (s *Server) open(cfg *Config, files []*os.File) error {
 	for i, lc := range cfg.Listeners {
-		l := &listener{srv: s, cfg: lc, pools: map[poolKind]*pool.Pool{}, series: map[string]*series{}, conns: map[*conn]struct{}{}}
+		l := &listener{srv: s, cfg: lc, pools: map[poolKind]*pool.Pool{}, conns: map[*conn]struct{}{}}
 		sl, err := sock.Listen(s.loop, files[i], l.accept)
 		if err != nil {
 			for _, l := range s.fronts {
@@ -138,13 +138,14 @@ func (s *Server) sweep() {
 			p.Sweep()
 		}
 	}
+	s.set.Sweep(s.loop.Now())
 	s.loop.After(sweepEvery, s.sweep)
 }
 
 // Stats is the metrics as Prometheus text.
 func (s *Server) Stats() []byte {
 	var b bytes.Buffer
-	meter.Write(&b, &s.process, s.set)
+	meter.Write(&b, &s.process, s.set.Read(s.loop.Do))
 	return b.Bytes()
 }
 
@@ -246,7 +247,7 @@ func (l *listener) closed(c *conn, err error) {
 	delete(l.conns, c)
 	l.srv.process.Open.Add(-1)
 	if c.counts != nil {
-		c.counts.Closed(mesh.ReasonNone)
+		c.counts.Closed(l.srv.loop.Now(), mesh.ReasonNone)
 	}
 	if err != nil {
 		l.srv.log.Debug("connection ended", "listener", l.cfg.Address.String(), "error", err)
@@ -254,19 +255,21 @@ func (l *listener) closed(c *conn, err error) {
 }
 
 // label is the series of a protocol.
-func (l *listener) label(proto string) *series {
+func (l *listener) label(proto meter.Protocol) *series {
 	s := l.series[proto]
-	if s == nil {
-		t := meter.None
-		if l.cfg.Mutual {
-			t = meter.MTLS
-		}
-		k := meter.Key{Direction: meter.Outbound, Src: l.cfg.Address.String(), Dst: l.cfg.Upstream.String(), Protocol: proto, TLS: t}
-		s = &series{conns: l.srv.set.Conns(k)}
-		if proto != meter.TCP {
-			s.requests = l.srv.set.Requests(k)
-		}
-		l.series[proto] = s
+	if s != nil && !s.conns.Gone() && (proto == meter.TCP || !s.requests.Gone()) {
+		return s
 	}
+	k := meter.Key{Direction: meter.Outbound, Src: l.cfg.Address.String(), Dst: l.cfg.Upstream.String(), Protocol: proto, TLS: meter.None}
+	if l.cfg.Mutual {
+		k.TLS = meter.MTLS
+	}
+	now := l.srv.loop.Now()
+	s = &series{conns: l.srv.set.Conns(k, now)}
+	if proto != meter.TCP {
+		k.Route = meter.DefaultRoute
+		s.requests = l.srv.set.Requests(k, now)
+	}
+	l.series[proto] = s
 	return s
 }

@@ -1,0 +1,82 @@
+package meter
+
+import "conduit.io/conduit/mesh"
+
+// series is what both kinds of series are made of.
+type series struct {
+	key  Key
+	used int64 // when it last counted
+	busy int   // what is under way, which keeps the series
+	gone bool  // it is not in the Set, or stands for others: who holds it is to look it up again
+}
+
+func (s *series) base() *series { return s }
+
+// Gone reports whether the series must be looked up again before its next use. What began on it is counted all the same.
+func (s *series) Gone() bool { return s.gone }
+
+// Requests is the series of one Key's requests.
+type Requests struct {
+	series
+	total   uint64
+	ended   tally
+	latency histogram
+}
+
+// Begin says that a request will be counted here, so that the series stays.
+func (r *Requests) Begin() { r.busy++ }
+
+// Leave takes Begin back: the request is counted elsewhere.
+func (r *Requests) Leave() { r.busy-- }
+
+// Started counts a request.
+func (r *Requests) Started() { r.total++ }
+
+// Ended counts the end of a request at now, and its latency, both in nanoseconds. It takes Begin back.
+func (r *Requests) Ended(now, latency int64, o Outcome) {
+	r.busy--
+	r.used = now
+	r.ended.add(&o)
+	r.latency.add(latencyScale, latency)
+}
+
+func (r *Requests) clone() *Requests {
+	c := *r
+	c.ended = append(tally(nil), r.ended...)
+	c.latency = r.latency.clone()
+	return &c
+}
+
+// Conns is the series of one Key's connections.
+type Conns struct {
+	series
+	opened uint64
+	closed tally
+	read   uint64
+	wrote  uint64
+}
+
+// Opened counts a connection in.
+func (c *Conns) Opened() {
+	c.opened++
+	c.busy++
+}
+
+// Closed counts it out, at now; an orderly end has no reason.
+func (c *Conns) Closed(now int64, reason mesh.Reason) {
+	c.busy--
+	c.used = now
+	c.closed.add(&Outcome{OK: reason == mesh.ReasonNone, Reason: reason})
+}
+
+// Bytes counts bytes read from, and written to, the connection's client.
+func (c *Conns) Bytes(read, wrote uint64) {
+	c.read += read
+	c.wrote += wrote
+}
+
+func (c *Conns) clone() *Conns {
+	d := *c
+	d.closed = append(tally(nil), c.closed...)
+	return &d
+}
