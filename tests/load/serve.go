@@ -1,0 +1,42 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+
+	"conduit.io/conduit/tests/load/backend"
+	"conduit.io/conduit/tests/load/engine"
+)
+
+// serve is `load backend`.
+func serve(ctx context.Context, args []string, stdout io.Writer) error {
+	f := flag.NewFlagSet("backend", flag.ContinueOnError)
+	address := f.String("address", "127.0.0.1:9000", "`address` to listen on; port 0 takes a free one")
+	about := "\nHTTP/1.1, HTTP/2 with prior knowledge and gRPC on one port. Prints the address once it listens. Paths:\n" + backend.Usage
+	if shown, err := parse(f, args, stdout, about); shown || err != nil {
+		return err
+	}
+	addr, err := net.ResolveTCPAddr("tcp", *address)
+	if err != nil {
+		return usageError{fmt.Errorf("--address: %w", err)}
+	}
+	ln, err := net.ListenTCP("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	loop, err := engine.New()
+	if err != nil {
+		return err
+	}
+	if _, err := backend.Serve(loop, ln); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { loop.Post(loop.Stop) })
+	defer stop()
+	fmt.Fprintf(stdout, "listening on %s\n", ln.Addr())
+	return loop.Run()
+}
