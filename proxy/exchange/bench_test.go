@@ -31,11 +31,12 @@ func (h *hole) Abort()                     { panic("aborted") }
 func (h *hole) LocalAddr() netip.AddrPort  { return netip.AddrPort{} }
 func (h *hole) RemoteAddr() netip.AddrPort { return netip.AddrPort{} }
 
-type still struct{}
+// clock moves on at every look, so that every frame has a turn of its own; its timers never run.
+type clock struct{ now int64 }
 
-func (still) Now() int64                             { return 1 }
-func (still) After(time.Duration, func()) flow.Timer { return still{} }
-func (still) Stop()                                  {}
+func (c *clock) Now() int64                             { c.now += 1000; return c.now }
+func (c *clock) After(time.Duration, func()) flow.Timer { return c }
+func (c *clock) Stop()                                  {}
 
 // straight forwards everything to one upstream.
 type straight struct {
@@ -120,9 +121,9 @@ func greeting(preface bool) []byte {
 func BenchmarkH2ToH2(b *testing.B) {
 	pool := exchange.NewPool()
 	h := &straight{}
-	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: still{}, Pool: pool, Internal: true})
+	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: &clock{}, Pool: pool, Internal: true})
 	h.up = cl
-	sv := h2.NewServer(&hole{}, h, exchange.ServerOptions{Clock: still{}, Pool: pool})
+	sv := h2.NewServer(&hole{}, h, exchange.ServerOptions{Clock: &clock{}, Pool: pool})
 	sv.Data(greeting(true))
 	cl.Data(greeting(false))
 	sv.Data(headers(1, true, first(reqKV...)))
@@ -154,9 +155,9 @@ func BenchmarkH2ToH2(b *testing.B) {
 
 func BenchmarkH1ToH2(b *testing.B) {
 	pool := exchange.NewPool()
-	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: still{}, Pool: pool, Internal: true})
+	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: &clock{}, Pool: pool, Internal: true})
 	h := &straight{up: cl, extra: []hpack.HeaderField{{Name: "conduit-dst", Value: "80/http1"}, {Name: "conduit-client", Value: "10.0.0.1:40000"}}}
-	sv := h1.NewServer(&hole{}, h, exchange.ServerOptions{Clock: still{}, Pool: pool})
+	sv := h1.NewServer(&hole{}, h, exchange.ServerOptions{Clock: &clock{}, Pool: pool})
 	cl.Data(greeting(false))
 	sv.Data([]byte("GET / HTTP/1.1\r\nHost: web.demo\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n\r\n"))
 	cl.Data(headers(1, true, first(append([]string{}, resKV[:4]...)...)))
@@ -186,9 +187,9 @@ func BenchmarkH1ToH1(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			pool := exchange.NewPool()
-			cl := h1.NewClient(&hole{}, exchange.ClientOptions{Clock: still{}, Pool: pool})
+			cl := h1.NewClient(&hole{}, exchange.ClientOptions{Clock: &clock{}, Pool: pool})
 			h := &straight{up: cl}
-			sv := h1.NewServer(&hole{}, h, exchange.ServerOptions{Clock: still{}, Pool: pool})
+			sv := h1.NewServer(&hole{}, h, exchange.ServerOptions{Clock: &clock{}, Pool: pool})
 			req := []byte("GET /00000000 HTTP/1.1\r\nHost: web.demo\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n\r\n")
 			res := append([]byte("HTTP/1.1 200 OK\r\nContent-Length: 128\r\nServer: bench\r\n\r\n"), make([]byte, 128)...)
 			b.ReportAllocs()
@@ -212,9 +213,9 @@ func BenchmarkH1ToH1(b *testing.B) {
 func BenchmarkH2Body(b *testing.B) {
 	pool := exchange.NewPool()
 	h := &straight{}
-	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: still{}, Pool: pool, Internal: true})
+	cl := h2.NewClient(&hole{}, exchange.ClientOptions{Clock: &clock{}, Pool: pool, Internal: true})
 	h.up = cl
-	sv := h2.NewServer(&hole{}, h, exchange.ServerOptions{Clock: still{}, Pool: pool})
+	sv := h2.NewServer(&hole{}, h, exchange.ServerOptions{Clock: &clock{}, Pool: pool})
 	sv.Data(greeting(true))
 	cl.Data(greeting(false))
 	sv.Data(headers(1, true, first(reqKV...)))

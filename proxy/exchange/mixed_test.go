@@ -165,7 +165,7 @@ func TestIdleConnectionsAreSmall(t *testing.T) {
 	n := flowtest.New()
 	pool := exchange.NewPool()
 	h := &exchangetest.Handler{}
-	so := exchange.ServerOptions{Clock: still{}, Pool: pool}
+	so := exchange.ServerOptions{Clock: &clock{}, Pool: pool}
 	keep := make([]any, 0, 2*count)
 	for name, open := range map[string]func() any{
 		"h1": func() any { return h1.NewServer(&hole{}, h, so) },

@@ -52,11 +52,15 @@ type conn struct {
 	unacked  int32 // of them, ready to be credited
 	parked   int32 // credited, but not forwarded yet
 	maxPeer  uint32
-	blocked  []exchange.Ref
-	spare    []exchange.Ref
+	blocked  []exchange.Ref // streams that wait for the connection, in turn; those before front have had it
+	front    int
 	draining bool
 	choked   bool // a server's input is paused until its output has drained
+	tired    bool // input is paused until the next turn
+	turn     int64
+	spent    int // in this turn
 
+	sent   uint32 // DATA frames
 	rate   rates
 	resets []uint32 // ring of streams that we reset: frames for them are in flight. Once it is full, nobody knows.
 	nreset int
@@ -101,8 +105,8 @@ func (c *conn) greet() {
 // Data implements flow.Receiver.
 func (c *conn) Data(p []byte) {
 	for len(p) > 0 && !c.over {
-		if c.choked {
-			c.rest = append(c.rest, p...)
+		if c.choked || c.tired {
+			c.wait(p)
 			return
 		}
 		var n int
@@ -114,7 +118,7 @@ func (c *conn) Data(p []byte) {
 			n, err = c.complete(p)
 		default:
 			n, err = c.frames(p)
-			if err == nil && n < len(p) && !c.over && !c.choked {
+			if err == nil && n < len(p) && !c.over && !c.choked && !c.tired {
 				c.in = c.pool.Hold(p[n:])
 				n = len(p)
 			}
@@ -124,14 +128,6 @@ func (c *conn) Data(p []byte) {
 			return
 		}
 		p = p[n:]
-	}
-}
-
-// choke stops reading from a client that does not read. A client codec never stops: of two proxies, one goes on.
-func (c *conn) choke() {
-	if c.side == exchange.Down && !c.choked && !c.over && c.c.Backlog() > maxBacklog {
-		c.choked = true
-		c.c.Pause()
 	}
 }
 
@@ -147,7 +143,7 @@ func (c *conn) preface(p []byte) (int, error) {
 // frames handles the complete frames at the start of p, in place.
 func (c *conn) frames(p []byte) (int, error) {
 	n := 0
-	for len(p)-n >= frameHeader && !c.over && !c.choked {
+	for len(p)-n >= frameHeader && !c.over && !c.choked && !c.tired {
 		l := int(p[n])<<16 | int(p[n+1])<<8 | int(p[n+2])
 		if l > maxFrame {
 			return n, fatal(codeFrameSize, "frame is too large")
@@ -161,6 +157,7 @@ func (c *conn) frames(p []byte) (int, error) {
 			return n, err
 		}
 		c.choke()
+		c.spend(f[3])
 	}
 	return n, nil
 }
@@ -188,6 +185,7 @@ func (c *conn) complete(p []byte) (int, error) {
 	f := c.in
 	c.in = nil
 	err := c.frame(f)
+	c.spend(f[3])
 	c.pool.Release(f)
 	return n, err
 }
@@ -278,6 +276,9 @@ func (c *conn) forget(id uint32) {
 func (c *conn) remove(s *exchange.Stream) {
 	p := s.Port(c.side)
 	delete(c.streams, p.ID)
+	if p.Blocked && len(c.blocked) > 2*len(c.streams)+64 {
+		c.forgetBlocked()
+	}
 	held := p.Held - p.Parked
 	p.Held = 0
 	c.unpark(p, p.Parked)
@@ -296,6 +297,9 @@ func (c *conn) die(err error) {
 	c.role.violated(ce)
 	c.writeGoAway(c.hp.lastID, ce.code)
 	c.shut()
+	if c.c.Backlog() > flow.HighWater { // it does not read, and would be waited for
+		c.c.Abort()
+	}
 }
 
 func (c *conn) writeGoAway(last, code uint32) {
@@ -336,7 +340,7 @@ func (c *conn) free() {
 		c.pool.Release(c.in)
 		c.in = nil
 	}
-	c.rest, c.hdrBlock, c.blocked, c.spare = nil, nil, nil, nil
+	c.rest, c.hdrBlock, c.blocked = nil, nil, nil
 }
 
 // EOF implements flow.Receiver: an HTTP/2 connection has no use for one direction.

@@ -11,9 +11,17 @@ const (
 	// "MadeYouReset"). A link between proxies carries the cancellations of many clients.
 	maxResets     = 500
 	maxResetsLink = 10000
-	maxControl    = 10000   // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
-	maxSettings   = 100     // SETTINGS frames, the settings in them, and GOAWAY
-	maxEmpty      = 1000    // DATA without bytes and without END_STREAM
+	maxControl    = 10000 // PING (gRPC measures bandwidth with it), PRIORITY, unknown frames
+	maxSettings   = 100   // SETTINGS frames, the settings in them, and GOAWAY
+	maxEmpty      = 1000  // DATA without bytes and without END_STREAM
+	// maxUpdates bounds WINDOW_UPDATE frames beyond updatesPerData for each DATA frame that we send: a receiver may
+	// well acknowledge every one of them, for the stream and for the connection.
+	maxUpdates     = 10000
+	updatesPerData = 4
+	// maxTiny bounds how often a window that was used up is opened by less than tinyWindow bytes: each time costs us a
+	// frame for next to nothing.
+	maxTiny       = 1000
+	tinyWindow    = 16
 	maxQueuedAcks = 1 << 20 // backlog in bytes above which nothing is acknowledged any more
 	// maxBacklog is the backlog above which a server reads no further and a client takes no more streams: heads are
 	// not under flow control.
@@ -24,11 +32,13 @@ const (
 type rates struct {
 	since                            int64
 	resets, control, settings, empty int32
+	updates, tiny                    int32
+	sent                             uint32 // conn.sent at the start
 }
 
 func (c *conn) window() *rates {
 	if now := c.clock.Now(); now-c.rate.since > 1e9 {
-		c.rate = rates{since: now}
+		c.rate = rates{since: now, sent: c.sent}
 	}
 	return &c.rate
 }
@@ -50,6 +60,20 @@ func (c *conn) reconfigured(n int) error {
 		return calm(mesh.AbuseSettings, "too many SETTINGS")
 	}
 	return c.answered()
+}
+
+// opened counts a WINDOW_UPDATE by inc; empty: the window was used up.
+func (c *conn) opened(inc int64, empty bool) error {
+	r := c.window()
+	if r.updates++; int64(r.updates) > maxUpdates+updatesPerData*int64(c.sent-r.sent) {
+		return calm(mesh.AbuseWindow, "too many WINDOW_UPDATE frames")
+	}
+	if inc < tinyWindow && empty {
+		if r.tiny++; r.tiny > maxTiny {
+			return calm(mesh.AbuseTinyWindow, "the windows are opened by too little")
+		}
+	}
+	return nil
 }
 
 // answered checks that the peer takes our answers.

@@ -149,6 +149,7 @@ func (c *conn) Write(s *exchange.Stream, p []byte, end bool) int {
 		c.c.Write(appendFrame(c.buf[:0], k, frData, fl, port.ID))
 		c.c.Write(p[n : n+k])
 		n += k
+		c.sent++
 	}
 	port.Window -= int32(n)
 	c.sendWin -= int64(n)
@@ -197,6 +198,10 @@ func (c *conn) onWindow(id uint32, p []byte) error {
 		return fatal(codeFrameSize, "WINDOW_UPDATE is not 4 bytes")
 	}
 	inc := int64(be32(p) & maxWindow)
+	s := c.streams[id]
+	if err := c.opened(inc, id == 0 && c.sendWin <= 0 || s != nil && s.Port(c.side).Window <= 0); err != nil {
+		return err
+	}
 	if id == 0 {
 		if inc == 0 {
 			return fatal(codeProtocol, "WINDOW_UPDATE of 0")
@@ -207,7 +212,6 @@ func (c *conn) onWindow(id uint32, p []byte) error {
 		c.unblock()
 		return nil
 	}
-	s := c.streams[id]
 	if s == nil {
 		return c.role.unknown(id, frWindow)
 	}
@@ -229,36 +233,41 @@ func (c *conn) Drained() {
 	c.unblock()
 	if c.choked {
 		c.choked = false
-		p := c.rest
-		c.rest = nil
-		c.Data(p)
-		if !c.choked && !c.over {
-			c.c.Resume()
-		}
+		c.goOn()
 	}
 	c.role.settled()
 }
 
 // unblock lets the streams that waited for the connection go on, in turn.
 func (c *conn) unblock() {
-	l := c.blocked
-	c.blocked, c.spare = c.spare[:0], nil
-	for i, r := range l {
-		if c.over {
-			break
+	for n := len(c.blocked) - c.front; n > 0 && c.front < len(c.blocked) && !c.over && c.sendWin > 0 && c.c.Backlog() <= flow.HighWater; n-- {
+		r := c.blocked[c.front]
+		c.blocked[c.front] = exchange.Ref{}
+		c.front++
+		if r.Live() {
+			r.S.Port(c.side).Blocked = false
+			r.S.Pump(c.side)
 		}
-		if !r.Live() {
-			continue
-		}
-		if c.sendWin <= 0 || c.c.Backlog() > flow.HighWater { // the rest keeps its place, before those who were served
-			c.blocked = append(append([]exchange.Ref(nil), l[i:]...), c.blocked...)
-			break
-		}
-		r.S.Port(c.side).Blocked = false
-		r.S.Pump(c.side)
 	}
-	if cap(l) <= 256 {
-		clear(l[:cap(l)])
-		c.spare = l[:0]
+	switch {
+	case c.front == len(c.blocked):
+		c.blocked, c.front = c.blocked[:0], 0
+		if cap(c.blocked) > 256 {
+			c.blocked = nil
+		}
+	case c.front > len(c.blocked)/2:
+		c.blocked, c.front = c.blocked[:copy(c.blocked, c.blocked[c.front:])], 0
 	}
+}
+
+// forgetBlocked drops those that have ended from the streams that wait.
+func (c *conn) forgetBlocked() {
+	l := c.blocked[:0]
+	for _, r := range c.blocked[c.front:] {
+		if r.S != nil && r.Live() {
+			l = append(l, r)
+		}
+	}
+	clear(c.blocked[len(l):])
+	c.blocked, c.front = l, 0
 }

@@ -8,3 +8,9 @@ func (cl *Client) Outstanding() int32 { return cl.used - cl.unacked }
 
 // SkipTo makes id the next stream's identifier.
 func (cl *Client) SkipTo(id uint32) { cl.next = id }
+
+// Waiting is how many entries the list of streams that wait for the connection has.
+func (sv *Server) Waiting() int { return len(sv.blocked) - sv.front }
+
+// Kept is how many bytes of input wait for another turn.
+func (sv *Server) Kept() int { return len(sv.rest) + len(sv.in) }

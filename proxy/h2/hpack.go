@@ -13,6 +13,8 @@ const (
 	memoSlots = 16
 	memoBlock = 512 // longest block that is remembered
 	memoHeads = 64  // heads whose encoding is remembered
+	// memoSize is the longest such encoding: a short block may stand for a long one.
+	memoSize = 4 << 10
 )
 
 var seed = maphash.MakeSeed()
@@ -290,7 +292,7 @@ func (h *hpackState) known(head *exchange.Head) []byte {
 
 // remember keeps the encoding of a head that repeats, if it left the table alone.
 func (h *hpackState) remember(head *exchange.Head, b []byte) {
-	if !head.Repeated || !fixed(b) {
+	if !head.Repeated || len(b) > memoSize || !fixed(b) {
 		return
 	}
 	if h.heads == nil {

@@ -50,7 +50,8 @@ func newRig(internal bool) *rig {
 func (r *rig) newClient(internal bool, change func(bool)) (*h2.Client, *flowtest.Conn, *exchangetest.H2) {
 	up, b := r.n.Pair()
 	cl := h2.NewClient(up, exchange.ClientOptions{Clock: r.n, Pool: r.pool, Internal: internal,
-		OnChange: func(_ exchange.Upstream, ended bool, _ error) { change(ended) }})
+		OnChange:    func(_ exchange.Upstream, ended bool, _ error) { change(ended) },
+		OnViolation: func(v exchange.Violation) { r.abuses = append(r.abuses, v.Abuse) }})
 	return cl, up, exchangetest.NewH2(b, false)
 }
 

@@ -226,14 +226,19 @@ func (c *Conn) end(err error) bool {
 	return true
 }
 
+// Step lets every connection have one callback; it reports whether anything moved.
+func (n *Net) Step() bool {
+	moved := n.due()
+	for i := 0; i < len(n.conns); i++ {
+		moved = n.conns[i].step() || moved
+	}
+	return moved
+}
+
 // Run steps until nothing moves. It panics when that takes absurdly long.
 func (n *Net) Run() {
 	for range 10_000_000 {
-		moved := n.due()
-		for i := 0; i < len(n.conns); i++ {
-			moved = n.conns[i].step() || moved
-		}
-		if !moved {
+		if !n.Step() {
 			return
 		}
 	}
