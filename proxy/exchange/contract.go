@@ -102,6 +102,9 @@ type ClientOptions struct {
 	Pool *Pool
 	// Internal as in ServerOptions: conduit-* response fields are kept, and extended CONNECT is used for upgrades.
 	Internal bool
+	// Streams, if set, is what connections to one server know of its limit on concurrent streams, and share: what the
+	// last SETTINGS said, 0 if nothing yet. A new connection starts with it.
+	Streams *uint32
 	// OnChange is called when Room may have become positive, or when the connection has ended (Ended true).
 	OnChange func(u Upstream, ended bool, err error)
 	// OnViolation, if set, is called when the server broke the protocol or abused it.

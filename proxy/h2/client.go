@@ -28,6 +28,9 @@ func NewClient(c flow.Conn, o exchange.ClientOptions) *Client {
 	cl := &Client{o: o, next: 1}
 	cl.init(c, o.Pool, o.Clock, exchange.Up, o.Internal, cl)
 	cl.o.Pool = cl.pool
+	if o.Streams != nil && *o.Streams > 0 {
+		cl.maxPeer = min(cl.maxPeer, *o.Streams)
+	}
 	c.SetReceiver(cl)
 	cl.greet()
 	return cl
@@ -179,7 +182,12 @@ func (cl *Client) violated(e *connError) {
 }
 
 // settled implements role.
-func (cl *Client) settled() { cl.roomy() }
+func (cl *Client) settled() {
+	if cl.first && cl.o.Streams != nil {
+		*cl.o.Streams = max(1, cl.maxPeer) // a connection that takes none says so itself
+	}
+	cl.roomy()
+}
 
 // acked implements role; a client sends no PING.
 func (cl *Client) acked() {}

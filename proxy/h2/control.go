@@ -184,12 +184,14 @@ func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
 	if err := c.reconfigured(1 + len(p)/6); err != nil {
 		return err
 	}
+	if !c.first {
+		c.first, c.maxPeer = true, unlimited
+	}
 	for ; len(p) > 0; p = p[6:] {
 		if err := c.setting(int(p[0])<<8|int(p[1]), be32(p[2:])); err != nil {
 			return err
 		}
 	}
-	c.first = true
 	c.c.Write(appendFrame(c.buf[:0], 0, frSettings, flAck, 0))
 	c.unblock()
 	c.role.settled()

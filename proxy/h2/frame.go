@@ -70,6 +70,7 @@ const (
 	parkedWindows = 3
 
 	advertised     = 1000 // concurrent streams that we accept
+	unlimited      = 1000 // concurrent streams that we open where the peer sets no limit
 	assumedStreams = 100  // concurrent streams before the peer's SETTINGS (RFC 9113, 6.5.2 recommends no less)
 
 	maxBlock         = 64 << 10 // header block, encoded and decoded

@@ -54,8 +54,9 @@ type Pool struct {
 	ready   []*member // a stack: the most recently used first, so that the others become idle
 	dials   map[*dial]struct{}
 	waiting []*Ticket
-	live    int  // tickets in waiting that were not cancelled
-	single  bool // one stream a connection
+	live    int    // tickets in waiting that were not cancelled
+	streams uint32 // what the server allows on a connection, if it has said so
+	single  bool   // one stream a connection
 	closed  bool
 }
 
@@ -130,7 +131,11 @@ func (t *Ticket) Cancel() {
 func (t *Ticket) expire() {
 	f := t.f
 	t.Cancel()
-	if f != nil {
+	switch {
+	case f == nil:
+	case len(t.pool.members) > 0: // they are all busy
+		f(nil, mesh.ReasonOverload, ErrTimeout)
+	default:
 		f(nil, mesh.ReasonConnectTimeout, ErrTimeout)
 	}
 }
@@ -225,7 +230,7 @@ func (p *Pool) failed(r Dialed) {
 func (p *Pool) add(r Dialed) {
 	m := &member{}
 	o := exchange.ClientOptions{
-		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal, OnViolation: p.o.OnViolation,
+		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal, Streams: &p.streams, OnViolation: p.o.OnViolation,
 		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
 	}
 	p.members[m] = struct{}{}
