@@ -5,10 +5,14 @@ import "conduit.io/conduit/proxy/flow"
 // WriteBounded writes of p to c what fits before the backlog passes flow.HighWater, and returns how much. If that is
 // less than p, Drained will follow.
 func WriteBounded(c flow.Conn, p []byte) int {
-	const step = 16 << 10
+	const over = 16 << 10 // as much as the last write may add
 	n := 0
-	for n < len(p) && c.Backlog() <= flow.HighWater {
-		k := min(step, len(p)-n)
+	for n < len(p) {
+		room := flow.HighWater - c.Backlog()
+		if room < 0 {
+			break
+		}
+		k := min(room+over, len(p)-n)
 		c.Write(p[n : n+k])
 		n += k
 	}

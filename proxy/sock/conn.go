@@ -20,6 +20,9 @@ const (
 	flushAt = 40 << 10
 	// direct is the size from which bytes are written without going through the queue.
 	direct = 8 << 10
+	// plainBytes is what a read of a plain connection takes at most. Written again, as TLS records even, it fits the
+	// largest segment that TCP hands to a device (64 KiB), instead of one and a scrap.
+	plainBytes = 62 << 10
 	// turnBytes is how much one connection may deliver before the others get their turn.
 	turnBytes = 64 << 10
 	// flushTimeout bounds how long a closed connection waits for a peer that takes nothing. The kernel has about as much

@@ -24,7 +24,7 @@ func (c *Conn) read() {
 }
 
 func (c *Conn) readPlain() {
-	buf := c.l.Buffer()
+	buf := c.l.Buffer()[:plainBytes]
 	for total := 0; c.canRead && c.wantsData() && !c.closing; {
 		if total >= turnBytes {
 			c.soon()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,14 +20,8 @@ func (again) Temporary() bool { return true }
 
 var errAgain net.Error = again{}
 
-const (
-	cipherSize = 32 << 10
-	// maxCipher bounds the records that wait for the kernel.
-	maxCipher = 4 << 20
-)
-
-// cipherPool holds the buffers into which ciphertext is read. A connection keeps one only while it has bytes in it.
-var cipherPool = sync.Pool{New: func() any { return new([cipherSize]byte) }}
+// maxCipher bounds the records that wait for the kernel.
+const maxCipher = 4 << 20
 
 // session is a Conn's TLS: crypto/tls over the same descriptor.
 type session struct {
@@ -43,7 +36,7 @@ type session struct {
 func (s *session) seal(c *Conn) bool {
 	if k := s.plain.head; k != nil {
 		n := k.w - k.r
-		s.encrypt(c, k.b[k.r:k.w])
+		s.encrypt(c, k.b[k.r:k.w], k.next != nil)
 		if s.plain.head == k { // it is not when writing failed
 			s.plain.n -= n
 			s.plain.pop()
@@ -60,8 +53,12 @@ func (s *session) seal(c *Conn) bool {
 	return false
 }
 
-// encrypt makes records of p, and writes or queues them.
-func (s *session) encrypt(c *Conn, p []byte) {
+// encrypt makes records of p, and writes or queues them; more: others follow at once.
+func (s *session) encrypt(c *Conn, p []byte, more bool) {
+	s.w.left = (len(p) + maxPlain - 1) / maxPlain
+	if more {
+		s.w.left++
+	}
 	if _, err := s.tc.Write(p); err != nil && c.err == nil {
 		c.writeFailed(err)
 	}
@@ -70,9 +67,10 @@ func (s *session) encrypt(c *Conn, p []byte) {
 // release gives back the buffers of a connection that has ended.
 func (s *session) release() {
 	s.plain.reset()
-	s.w.pend = nil
-	s.w.idle()
-	s.takeBack()
+	if s.lent != nil {
+		s.raw().Reset()
+		s.takeBack()
+	}
 }
 
 // readTLS is readPlain for a session.
@@ -89,22 +87,37 @@ func (c *Conn) readTLS() {
 			c.soon()
 			break
 		}
-		n, err := s.tc.Read(buf)
+		n, err := s.decrypt(buf)
 		if n > 0 {
 			total += n
 			c.rcv.Data(buf[:n])
-			continue // an error beside the bytes comes again
 		}
-		if err == nil {
-			continue
+		switch {
+		case errors.Is(err, errAgain):
+			s.takeBack()
+			return
+		case err != nil && n == 0: // beside bytes it comes again
+			c.readTLSFailed(err)
 		}
-		if errors.Is(err, errAgain) {
-			break
-		}
-		c.readTLSFailed(err)
 	}
-	s.w.idle()
 	s.takeBack()
+}
+
+// decrypt fills buf with the records that are there. It takes whole ones only, so that nothing decrypted stays behind
+// in memory that is only lent.
+func (s *session) decrypt(buf []byte) (int, error) {
+	n := 0
+	for len(buf)-n >= maxPlain {
+		k, err := s.tc.Read(buf[n:])
+		n += k
+		if err != nil || k == 0 {
+			return n, err
+		}
+		if s.empty() {
+			return n, errAgain
+		}
+	}
+	return n, nil
 }
 
 func (c *Conn) readTLSFailed(err error) {
@@ -129,8 +142,7 @@ func (c *Conn) readTLSFailed(err error) {
 type wire struct {
 	c    *Conn
 	hs   *handshake
-	buf  *[cipherSize]byte
-	pend []byte     // of buf, not yet given to crypto/tls
+	left int        // records that crypto/tls is about to write, the next one included
 	eof  bool       // crypto/tls has met FIN while it wanted more
 	err  unix.Errno // crypto/tls has met this error
 }
@@ -140,47 +152,24 @@ func (w *wire) Read(p []byte) (int, error) {
 	if w.hs != nil {
 		return w.hs.read(p)
 	}
-	if len(w.pend) == 0 {
-		if err := w.fill(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, w.pend)
-	w.pend = w.pend[n:]
-	return n, nil
-}
-
-func (w *wire) fill() error {
 	c := w.c
 	if !c.canRead {
-		return errAgain
+		return 0, errAgain
 	}
-	if w.buf == nil {
-		w.buf = cipherPool.Get().(*[cipherSize]byte)
-	}
-	n, e := sysRead(c.fd, w.buf[:])
+	n, e := sysRead(c.fd, p)
 	switch {
 	case e == unix.EAGAIN:
 		c.canRead, c.hup = false, false
-		return errAgain
+		return 0, errAgain
 	case e != 0:
 		w.err = e
-		return e
+		return 0, e
 	case n == 0:
 		w.eof = true
-		return io.EOF
+		return 0, io.EOF
 	}
-	c.canRead = c.hup || n == len(w.buf)
-	w.pend = w.buf[:n]
-	return nil
-}
-
-// idle gives the buffer back if nothing is in it.
-func (w *wire) idle() {
-	if len(w.pend) == 0 && w.buf != nil {
-		cipherPool.Put(w.buf)
-		w.buf, w.pend = nil, nil
-	}
+	c.canRead = c.hup || n == len(p)
+	return n, nil
 }
 
 // Write implements net.Conn. In the loop it takes everything: what the kernel does not, is queued.
@@ -198,8 +187,13 @@ func (w *wire) Write(p []byte) (int, error) {
 		c.writeFailed(ErrStalled)
 		return 0, ErrStalled
 	}
+	w.left--
+	flags := 0
+	if w.left > 0 {
+		flags = unix.MSG_MORE
+	}
 	for c.out.n == 0 && !c.blocked && len(rest) > 0 {
-		n, e := sysWrite(c.fd, rest)
+		n, e := sysSend(c.fd, rest, flags)
 		switch e {
 		case 0:
 			rest = rest[n:]

@@ -12,13 +12,13 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/flow"
 	"conduit.io/conduit/proxy/loop"
 )
 
@@ -98,16 +98,40 @@ func TestTLSPeerClosesFirst(t *testing.T) {
 	}
 }
 
-// holder passes the ClientHello, and holds back everything else until release.
+// TestTLSWaterMarks: what one large write leaves behind is a backlog as well.
+func TestTLSWaterMarks(t *testing.T) {
+	l := start(t)
+	c, tc, _ := secure(t, l)
+	var p *probe
+	written := 0
+	do(t, l, func() {
+		p = watch(t, c)
+		for c.Backlog() <= flow.HighWater {
+			c.Write(make([]byte, 1<<20))
+			written += 1 << 20
+		}
+	})
+	go func() { _, _ = io.Copy(io.Discard, tc) }()
+	until(t, l, func() bool { return c.Backlog() == 0 })
+	do(t, l, func() {
+		if p.drains != 1 {
+			t.Errorf("Drained %d times after %d bytes, want once", p.drains, written)
+		}
+		c.Abort()
+	})
+	recv(t, p.closed)
+}
+
+// holder passes some writes, and holds back everything else until release.
 type holder struct {
 	net.Conn
-	hello bool
-	held  []byte
+	pass int
+	held []byte
 }
 
 func (h *holder) Write(p []byte) (int, error) {
-	if !h.hello {
-		h.hello = true
+	if h.pass > 0 {
+		h.pass--
 		return h.Conn.Write(p)
 	}
 	h.held = append(h.held, p...)
@@ -121,7 +145,7 @@ func TestTLSReadAhead(t *testing.T) {
 	c, peer := accepted(t, l)
 	done := make(chan error, 1)
 	do(t, l, func() { c.StartTLS(server, func(err error) { done <- err }) })
-	h := &holder{Conn: peer}
+	h := &holder{Conn: peer, pass: 1} // the ClientHello
 	tc := tls.Client(h, client)
 	if err := tc.Handshake(); err != nil {
 		t.Fatal(err)
@@ -234,7 +258,7 @@ func TestTLSPause(t *testing.T) {
 		if !bytes.Equal(p.data.Bytes(), want) {
 			t.Errorf("got %d bytes, or other ones; want %d", p.data.Len(), len(want))
 		}
-		if c.tls.w.buf != nil {
+		if c.tls.lent != nil {
 			t.Error("an idle connection keeps its buffer")
 		}
 		c.Close()
@@ -440,61 +464,4 @@ func TestTLSRelay(t *testing.T) {
 		}
 	}
 	checkBacklog(t, most)
-}
-
-func TestIdleTLSConnectionMemory(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector's own memory counts")
-	}
-	l := start(t)
-	server, client := configs()
-	const n = 200
-	all := make(chan *Conn, 2*n)
-	accept := func(c *Conn) {
-		c.StartTLS(server, func(err error) {
-			if err != nil {
-				t.Error(err)
-			}
-			all <- c
-		})
-	}
-	addr := addrPortOf(t, serve(t, l, accept))
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	for range n {
-		c, err := dialed(t, l, DialOptions{Addr: addr, TLS: client})
-		if err != nil {
-			t.Fatal(err)
-		}
-		all <- c
-	}
-	conns := make([]*Conn, 2*n)
-	big := make([]byte, 100_000)
-	for i := range conns {
-		conns[i] = recv(t, all)
-		do(t, l, func() {
-			p := watch(t, conns[i])
-			p.onData = func([]byte) {}
-			conns[i].Write(big) // each has carried full records
-		})
-	}
-	until(t, l, func() bool {
-		for _, c := range conns {
-			if c.Backlog() > 0 || c.canRead {
-				return false
-			}
-		}
-		return true
-	})
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	per := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / (2 * n)
-	t.Logf("%d bytes for each end of an idle TLS connection", per)
-	if per > 8<<10 {
-		t.Errorf("an idle TLS connection takes %d bytes, want at most 8 KiB", per)
-	}
-	runtime.KeepAlive(conns)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -24,20 +25,38 @@ func fieldOf(name string) uintptr {
 	return f.Offset
 }
 
-// lentSize lets a record (RFC 8446, 5.2: at most 16,640 bytes) move about in the buffer without being reallocated.
-const lentSize = 48 << 10
+const (
+	// maxPlain is the most that a record carries (RFC 8446, 5.1), and maxRecord its size (5.2).
+	maxPlain  = 16 << 10
+	maxRecord = 5 + maxPlain + 256
+	// lentSize is as much as one turn delivers, and a record that is not complete.
+	lentSize = turnBytes + maxRecord
+	// maxLent connections at once keep a lent buffer while a record in it is not complete; more of them copy what they
+	// have into memory of its size.
+	maxLent = 16
+)
 
-var lentPool = sync.Pool{New: func() any { return new([lentSize]byte) }}
+var (
+	lentPool = sync.Pool{New: func() any { return new([lentSize]byte) }}
+	lentOut  atomic.Int32
+)
+
+func (s *session) raw() *bytes.Buffer {
+	return (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(s.tc), rawInput))
+}
+
+// empty reports whether a read would find nothing.
+func (s *session) empty() bool { return s.lent != nil && !s.w.c.canRead && s.raw().Len() == 0 }
 
 // lend is called on the loop, after the handshake, before crypto/tls reads.
 func (s *session) lend() {
-	if rawInput == 0 || s.lent != nil {
+	if rawInput == 0 || s.lent != nil || s.raw().Len() > lentSize-maxRecord {
 		return
 	}
-	raw := (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(s.tc), rawInput))
+	lentOut.Add(1)
 	s.lent = lentPool.Get().(*[lentSize]byte)
-	n := copy(s.lent[:], raw.Bytes()) // what the handshake has read ahead
-	*raw = *bytes.NewBuffer(s.lent[:n])
+	n := copy(s.lent[:], s.raw().Bytes()) // what the handshake has read ahead, or the start of a record
+	*s.raw() = *bytes.NewBuffer(s.lent[:n])
 }
 
 // takeBack is called when crypto/tls has been read until it had no complete record, or the reader has had enough.
@@ -46,13 +65,18 @@ func (s *session) takeBack() {
 	if s.lent == nil {
 		return
 	}
-	raw := (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(s.tc), rawInput))
-	if raw.Len() > 0 {
+	raw := s.raw()
+	switch n := raw.Len(); {
+	case n > maxRecord, n > 0 && lentOut.Load() <= maxLent:
 		return
+	case n > 0:
+		*raw = *bytes.NewBuffer(append(make([]byte, 0, n), raw.Bytes()...))
+	default:
+		*raw = bytes.Buffer{} // if it had grown, the lent one is free all the more
 	}
-	*raw = bytes.Buffer{} // if it had grown, the lent one is free all the more
 	lentPool.Put(s.lent)
 	s.lent = nil
+	lentOut.Add(-1)
 	if hand != 0 {
 		if h := (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(s.tc), hand)); h.Len() == 0 && h.Cap() > 0 {
 			*h = bytes.Buffer{}

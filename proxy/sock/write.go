@@ -15,7 +15,7 @@ func (c *Conn) Write(p []byte) {
 	}
 	if c.stage == nil && !c.blocked && c.Backlog() == 0 && len(p) >= direct {
 		p = c.writeDirect(p)
-		if len(p) == 0 || c.err != nil {
+		if c.err != nil || len(p) == 0 && c.out.n == 0 {
 			return
 		}
 	}
@@ -36,8 +36,7 @@ func (c *Conn) Write(p []byte) {
 // writeDirect writes from the caller's own memory; it returns what is to be queued.
 func (c *Conn) writeDirect(p []byte) []byte {
 	if c.tls != nil {
-		c.tls.encrypt(c, p)
-		c.mark()
+		c.tls.encrypt(c, p, false)
 		return nil
 	}
 	n, e := sysWrite(c.fd, p)
