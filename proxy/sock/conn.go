@@ -25,6 +25,8 @@ const (
 	plainBytes = 62 << 10
 	// turnBytes is how much one connection may deliver before the others get their turn.
 	turnBytes = 64 << 10
+	// recordCost is how many of them a TLS record costs at least, however little is in it.
+	recordCost = 512
 	// flushTimeout bounds how long a closed connection waits for a peer that takes nothing. The kernel has about as much
 	// patience with a socket that its process has closed (tcp_orphan_retries, tcp(7)): a client that stops reading for a while
 	// gets the last bytes with a proxy in between as it would without.

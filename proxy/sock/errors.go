@@ -18,7 +18,7 @@ var (
 	ErrAborted  = errors.New("connection aborted")                    // Abort was called
 	ErrStalled  = errors.New("peer takes no data")                    // after Close the peer did not take the queue in time
 	ErrTimeout  = errors.New("timed out")                             // a dial or a handshake took too long
-	ErrBusy     = errors.New("too many handshakes wait")              // a handshake was not even begun
+	ErrBusy     = errors.New("too many handshakes")                   // one had to give way to others, begun or not
 	ErrNoTagMap = errors.New("no map to mark the proxy's own socket") // an unmarked one would be steered back to us
 )
 

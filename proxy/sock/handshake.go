@@ -4,8 +4,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"conduit.io/conduit/proxy/flow"
@@ -14,20 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// handshakeTimeout bounds a handshake from the connection on, the wait for its turn included.
-	handshakeTimeout = 10 * time.Second
-	// maxHandshakes may be under way at once, and maxWaiting wait, in each role. Clients and servers are counted
-	// apart: in one process the one may wait for the other.
-	maxHandshakes = 512
-	maxWaiting    = 4096
-	// maxOfOnePeer of them may be under way with one address: what one peer leaves half-open keeps no other waiting.
-	maxOfOnePeer = maxHandshakes / 8
-)
+// handshakeTimeout bounds a handshake from the connection on, the wait for its turn included.
+const handshakeTimeout = 10 * time.Second
 
 // handshake is a stage: crypto/tls runs in a goroutine of its own, on the same descriptor, and waits for the loop's word
-// that something has changed. A server's begins only when the client has sent something, so that silent
-// connections cost no goroutine.
+// that something has changed. A server's begins only when the client has said what it wants, so that those who say
+// nothing, or half of it, cost neither a goroutine nor a turn.
 type handshake struct {
 	c      *Conn
 	done   func(error)
@@ -38,6 +30,7 @@ type handshake struct {
 	result error
 
 	wake chan struct{} // holds one signal
+	idle atomic.Int64  // since when its goroutine waits for the peer, in Unix nanoseconds; 0 while it computes
 	mu   sync.Mutex
 	stop error // set: give up
 }
@@ -66,18 +59,38 @@ func (c *Conn) startTLS(cfg *tls.Config, client bool, timeout time.Duration, don
 	}
 	c.tls, c.stage = s, h
 	h.timer = c.l.After(timeout, func() { h.abandon(ErrTimeout) })
-	if client || c.canRead {
+	if client || c.canRead && h.asked() {
 		h.begin()
 	}
 }
 
 // ready implements stage.
 func (h *handshake) ready(ev loop.Events) {
-	if !h.begun && !h.ending && ev&(loop.In|loop.Hup) != 0 {
+	if !h.begun && !h.ending && ev&(loop.In|loop.Hup) != 0 && (ev&loop.Hup != 0 || h.asked()) {
 		h.begin()
 	}
 	h.signal()
 }
+
+// asked reports whether crypto/tls would get on: the client's first record is there as a whole, or it is none.
+func (h *handshake) asked() bool {
+	var head [5]byte // type, version, length (RFC 8446, 5.1)
+	n, _, err := unix.Recvfrom(h.c.fd, head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return false
+	case err != nil || n == 0 || head[0] != 0x16:
+		return true
+	case n < len(head):
+		return false
+	}
+	size := len(head) + int(head[3])<<8 + int(head[4])
+	there, err := unix.IoctlGetInt(h.c.fd, unix.SIOCINQ)
+	return err != nil || there >= size || size > len(head)+maxHello
+}
+
+// maxHello is the longest record that carries a ClientHello (RFC 8446, 5.1); crypto/tls refuses others by their head.
+const maxHello = 16 << 10
 
 func (h *handshake) signal() {
 	select {
@@ -116,16 +129,32 @@ func (h *handshake) abandon(err error) {
 	if h.ending {
 		return
 	}
+	if !h.begun || h.slots.leaveQueue(h) {
+		h.failSoon(err)
+		return
+	}
+	h.give(err) // its goroutine comes to an end, and then calls finish
+}
+
+// give makes the goroutine give up. Any goroutine may call it.
+func (h *handshake) give(err error) {
 	h.mu.Lock()
 	if h.stop == nil {
 		h.stop = err
 	}
 	h.mu.Unlock()
-	if !h.begun || h.slots.leaveQueue(h) {
-		h.failSoon(err)
-		return
+	h.signal()
+}
+
+// dropped ends a handshake that has waited and will not have its turn. Any goroutine may call it.
+func (h *handshake) dropped() {
+	if !h.c.l.Post(func() {
+		if !h.ending {
+			h.failSoon(ErrBusy)
+		}
+	}) {
+		unix.Close(h.c.fd) // the loop has ended and forgotten us
 	}
-	h.signal() // its goroutine comes to an end, and then calls finish
 }
 
 // run is the goroutine.
@@ -136,7 +165,7 @@ func (h *handshake) run() {
 		err = h.c.tls.tc.Handshake()
 	}
 	<-gate
-	h.slots.exit(h.c.remote.Addr())
+	h.slots.exit(h)
 	if stop := h.given(); stop != nil {
 		err = stop
 	}
@@ -180,8 +209,10 @@ func (h *handshake) given() error {
 
 // await sleeps until the loop has seen a change.
 func (h *handshake) await() error {
+	h.idle.Store(time.Now().UnixNano())
 	<-gate
 	<-h.wake
+	h.idle.Store(0)
 	gate <- struct{}{}
 	return h.given()
 }
@@ -224,6 +255,6 @@ func (h *handshake) write(p []byte) (int, error) {
 	}
 }
 
-// gate lets as many handshakes compute at once as there are processors: a flood of them must not stand in the
-// scheduler's queue before the loops.
-var gate = make(chan struct{}, runtime.GOMAXPROCS(0))
+// gate lets one handshake compute at a time: the program has one processor more than it has loops, and a flood of
+// handshakes must not stand in the scheduler's queue before them.
+var gate = make(chan struct{}, 1)

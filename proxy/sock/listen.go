@@ -14,7 +14,7 @@ import (
 
 const (
 	// acceptBatch is how many connections one listener takes before others get their turn.
-	acceptBatch = 64
+	acceptBatch = 16
 	// acceptRest is how long a listener rests when descriptors have run out.
 	acceptRest = 50 * time.Millisecond
 	// acceptPatience is how many rests later waiting clients are refused: a clear end is better than a hang.

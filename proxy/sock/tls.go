@@ -89,7 +89,7 @@ func (c *Conn) readTLS() {
 		}
 		n, err := s.decrypt(buf)
 		if n > 0 {
-			total += n
+			total += max(n, recordCost)
 			c.rcv.Data(buf[:n])
 		}
 		switch {

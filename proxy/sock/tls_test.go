@@ -354,7 +354,7 @@ func TestHandshakeFailures(t *testing.T) {
 func (s *limiter) idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.active == 0 && len(s.waiting) == 0
+	return len(s.active) == 0 && s.waits == 0 && len(s.running) == 0 && len(s.waiting) == 0 && len(s.turns) == 0
 }
 
 // TestAbortedHandshakeLeavesTheDescriptor: after Abort, events that are already known must not start a handshake on a
@@ -387,12 +387,31 @@ func TestAbortedHandshakeLeavesTheDescriptor(t *testing.T) {
 	}
 }
 
-// TestHandshakesWait fills the turns with clients that say too little, and one good one behind them.
+// busy takes n turns of s for a peer until the test gives them back.
+func (s *limiter) busy(n int, peer netip.Addr) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*handshake
+	if s.active == nil {
+		s.active, s.running = map[*handshake]struct{}{}, map[netip.Addr]int{}
+	}
+	for range n {
+		h := &handshake{c: &Conn{remote: netip.AddrPortFrom(peer, 1)}}
+		all = append(all, h)
+		s.active[h] = struct{}{}
+		s.running[peer]++
+	}
+	return func() {
+		for _, h := range all {
+			s.exit(h)
+		}
+	}
+}
+
+// TestHandshakesWait fills the turns, and has one handshake wait for them.
 func TestHandshakesWait(t *testing.T) {
 	l := start(t)
-	serverSlots.mu.Lock()
-	serverSlots.active += maxHandshakes
-	serverSlots.mu.Unlock()
+	release := serverSlots.busy(maxHandshakes, netip.MustParseAddr("127.0.0.1"))
 	server, client := configs()
 	c, peer := accepted(t, l)
 	late, latePeer := accepted(t, l)
@@ -401,7 +420,7 @@ func TestHandshakesWait(t *testing.T) {
 		c.StartTLS(server, func(err error) { done <- err })
 		late.startTLS(server, false, 20*time.Millisecond, func(err error) { lateDone <- err })
 	})
-	_, _ = latePeer.Write([]byte{0x16})
+	_, _ = latePeer.Write(helloOf(t))
 	tc := tls.Client(peer, client)
 	result := make(chan error, 1)
 	go func() { result <- tc.Handshake() }()
@@ -414,11 +433,9 @@ func TestHandshakesWait(t *testing.T) {
 	until(t, l, func() bool {
 		serverSlots.mu.Lock()
 		defer serverSlots.mu.Unlock()
-		return len(serverSlots.waiting) == 1
+		return serverSlots.waits == 1
 	})
-	for range maxHandshakes {
-		serverSlots.exit(netip.Addr{})
-	}
+	release()
 	if err := errors.Join(recv(t, done), recv(t, result)); err != nil {
 		t.Errorf("the waiting handshake: %v", err)
 	}
