@@ -10,6 +10,16 @@ const flowLow = flow.LowWater
 
 // Write implements flow.Conn.
 func (c *Conn) Write(p []byte) {
+	q := &c.out
+	if c.tls != nil {
+		q = &c.tls.plain
+	}
+	// The common case: something small behind something small, to be written at the end of the batch.
+	if k := q.tail; k != nil && c.dirty && !c.fin && len(p) <= len(k.b)-k.w && c.Backlog()+len(p) < flushAt {
+		k.w += copy(k.b[k.w:], p)
+		q.n += len(p)
+		return
+	}
 	if len(p) == 0 || c.fin || c.dead || c.err != nil {
 		return
 	}
@@ -19,11 +29,7 @@ func (c *Conn) Write(p []byte) {
 			return
 		}
 	}
-	if c.tls != nil {
-		c.tls.plain.append(p)
-	} else {
-		c.out.append(p)
-	}
+	q.append(p)
 	if c.stage == nil && !c.blocked && c.Backlog() >= flushAt {
 		c.push()
 	}
