@@ -51,10 +51,7 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 		ended = true
 	}
 	*s.Port(exchange.Up) = exchange.Port{ID: id, Window: cl.initWin, Left: -1, SentEnd: ended}
-	if cl.streams == nil {
-		cl.streams = make(map[uint32]*exchange.Stream)
-	}
-	cl.streams[id] = s
+	cl.streams.put(id, s)
 	cl.writeRequest(id, s.Req, extra, ended)
 	cl.Room() // notes if that was the last
 	s.Attach(cl, ended)
@@ -128,7 +125,7 @@ func (cl *Client) Room() int {
 	if cl.over || cl.gone || cl.broken || cl.draining {
 		return 0
 	}
-	n := int(min(cl.maxPeer, 1<<20)) - len(cl.streams)
+	n := int(min(cl.maxPeer, 1<<20)) - cl.streams.len()
 	if n <= 0 || cl.c.Backlog() > maxBacklog || cl.used-cl.unacked+cl.parked > cl.recvWin*parkedWindows/4*3 {
 		cl.full = true
 		return 0
@@ -137,7 +134,7 @@ func (cl *Client) Room() int {
 }
 
 // Active implements exchange.Upstream.
-func (cl *Client) Active() int { return len(cl.streams) }
+func (cl *Client) Active() int { return cl.streams.len() }
 
 // Served implements exchange.Upstream.
 func (cl *Client) Served() uint64 { return cl.served }
@@ -172,11 +169,10 @@ func (cl *Client) violated(e *connError) {
 	if cl.o.OnViolation != nil {
 		cl.o.OnViolation(exchange.Violation{Reason: mesh.ReasonUpstreamProto, Abuse: e.abuse, Detail: e.text})
 	}
-	for len(cl.streams) > 0 {
-		for _, s := range cl.streams {
-			cl.remove(s)
-			s.Abort(exchange.Up, mesh.ReasonUpstreamProto, codeNo, false)
-			break
+	for _, r := range cl.streams.refs() {
+		if r.Live() {
+			cl.remove(r.S)
+			r.S.Abort(exchange.Up, mesh.ReasonUpstreamProto, codeNo, false)
 		}
 	}
 }
@@ -203,7 +199,7 @@ func (cl *Client) roomy() {
 }
 
 func (cl *Client) idle() {
-	if (cl.draining || cl.gone) && len(cl.streams) == 0 && !cl.over {
+	if (cl.draining || cl.gone) && cl.streams.len() == 0 && !cl.over {
 		cl.writeGoAway(0, codeNo)
 		cl.shut()
 	}
@@ -231,15 +227,9 @@ func (cl *Client) broke(s *exchange.Stream, reason mesh.Reason) {
 // goAway implements role: streams above last have not been processed and never will be (RFC 9113, 6.8).
 func (cl *Client) goAway(last, _ uint32) {
 	cl.gone = true
-	var lost []exchange.Ref
-	for id, s := range cl.streams {
-		if id > last {
-			lost = append(lost, s.Ref())
-			cl.remove(s)
-		}
-	}
-	for _, r := range lost {
-		if r.Live() {
+	for _, r := range cl.streams.refs() {
+		if r.Live() && r.S.Port(exchange.Up).ID > last {
+			cl.remove(r.S)
 			r.S.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeRefused, true)
 		}
 	}
@@ -256,7 +246,7 @@ func (cl *Client) unknown(id uint32, _ byte) error {
 
 // headers implements role: an interim or final response, or trailers.
 func (cl *Client) headers(id uint32, end bool, b *block) error {
-	s := cl.streams[id]
+	s := cl.streams.get(id)
 	if s == nil {
 		return cl.unknown(id, frHeaders)
 	}

@@ -35,7 +35,7 @@ type conn struct {
 	pre     int    // bytes of the preface still expected (server)
 	first   bool   // the peer's first SETTINGS has come
 	over    bool   // closing: nothing more is read or written
-	streams map[uint32]*exchange.Stream
+	streams table
 
 	hdrID    uint32 // stream of the header block being collected
 	hdrEnd   bool
@@ -275,8 +275,8 @@ func (c *conn) forget(id uint32) {
 // remove takes s out of the table and gives the connection window back what s still held.
 func (c *conn) remove(s *exchange.Stream) {
 	p := s.Port(c.side)
-	delete(c.streams, p.ID)
-	if p.Blocked && len(c.blocked) > 2*len(c.streams)+64 {
+	c.streams.del(p.ID)
+	if p.Blocked && len(c.blocked) > 2*c.streams.len()+64 {
 		c.forgetBlocked()
 	}
 	held := p.Held - p.Parked
@@ -319,14 +319,8 @@ func (c *conn) shut() {
 
 // abortAll ends every stream that still expects something of the connection.
 func (c *conn) abortAll() {
-	var lost []exchange.Ref
-	for _, s := range c.streams {
-		if !s.Port(c.side).Complete() {
-			lost = append(lost, s.Ref())
-		}
-	}
-	for _, r := range lost {
-		if r.Live() {
+	for _, r := range c.streams.refs() {
+		if r.Live() && !r.S.Port(c.side).Complete() {
 			c.remove(r.S)
 			c.role.reset(r.S, codeNo)
 		}

@@ -138,7 +138,7 @@ func (c *conn) onReset(id uint32, p []byte) error {
 	if len(p) != 4 {
 		return fatal(codeFrameSize, "RST_STREAM is not 4 bytes")
 	}
-	s := c.streams[id]
+	s := c.streams.get(id)
 	if s == nil {
 		return c.role.unknown(id, frReset)
 	}
@@ -161,7 +161,7 @@ func (c *conn) streamError(id, code uint32) error {
 
 func (c *conn) giveUp(id, code uint32, reason mesh.Reason) error {
 	c.rst(id, code)
-	if s := c.streams[id]; s != nil {
+	if s := c.streams.get(id); s != nil {
 		c.remove(s)
 		c.role.broke(s, reason)
 	}
@@ -229,8 +229,9 @@ func (c *conn) setting(id int, v uint32) error {
 func (c *conn) setWindow(v int32) error {
 	d := int64(v) - int64(c.initWin)
 	c.initWin = v
-	for _, s := range c.streams {
-		p := s.Port(c.side)
+	all := c.streams.refs()
+	for _, r := range all {
+		p := r.S.Port(c.side)
 		w := int64(p.Window) + d
 		if w > maxWindow || w < -maxWindow {
 			return fatal(codeFlow, "a stream window overflows")
@@ -238,8 +239,10 @@ func (c *conn) setWindow(v int32) error {
 		p.Window = int32(w)
 	}
 	if d > 0 {
-		for _, s := range c.streams {
-			s.Pump(c.side)
+		for _, r := range all {
+			if r.Live() {
+				r.S.Pump(c.side)
+			}
 		}
 	}
 	return nil

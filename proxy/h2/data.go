@@ -37,7 +37,7 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 			return calm(mesh.AbuseEmpty, "too many empty DATA frames")
 		}
 	}
-	s := c.streams[id]
+	s := c.streams.get(id)
 	if s == nil {
 		c.creditConn(full)
 		return c.role.unknown(id, frData)
@@ -66,7 +66,7 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 	}
 	port.GotEnd = end
 	s.Data(c.side, p, end)
-	if port.Held > port.Parked && c.streams[id] == s {
+	if port.Held > port.Parked && c.streams.get(id) == s {
 		c.park(port)
 	}
 	return nil
@@ -198,7 +198,7 @@ func (c *conn) onWindow(id uint32, p []byte) error {
 		return fatal(codeFrameSize, "WINDOW_UPDATE is not 4 bytes")
 	}
 	inc := int64(be32(p) & maxWindow)
-	s := c.streams[id]
+	s := c.streams.get(id)
 	if err := c.opened(inc, id == 0 && c.sendWin <= 0 || s != nil && s.Port(c.side).Window <= 0); err != nil {
 		return err
 	}

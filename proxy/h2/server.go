@@ -49,7 +49,7 @@ func (sv *Server) Closed(err error) {
 			sv.o.OnClose(err)
 		}
 	}
-	if len(sv.streams) == 0 {
+	if sv.streams.len() == 0 {
 		sv.gone()
 		sv.gone = nil
 	}
@@ -88,11 +88,11 @@ func (sv *Server) acked() {
 func (sv *Server) settled() {}
 
 func (sv *Server) idle() {
-	if sv.gone != nil && len(sv.streams) == 0 {
+	if sv.gone != nil && sv.streams.len() == 0 {
 		sv.clock.After(0, sv.gone) // after the stream's Done
 		sv.gone = nil
 	}
-	if sv.final && len(sv.streams) == 0 {
+	if sv.final && sv.streams.len() == 0 {
 		sv.shut()
 	}
 }
@@ -136,7 +136,7 @@ func (sv *Server) unknown(id uint32, typ byte) error {
 
 // headers implements role: a new request, or trailers.
 func (sv *Server) headers(id uint32, end bool, b *block) error {
-	if s := sv.streams[id]; s != nil {
+	if s := sv.streams.get(id); s != nil {
 		return sv.trailers(s, end, b)
 	}
 	if id&1 == 0 {
@@ -153,7 +153,7 @@ func (sv *Server) headers(id uint32, end bool, b *block) error {
 		return sv.countReset()
 	}
 	sv.hp.lastID = id
-	if sv.final || len(sv.streams) >= advertised {
+	if sv.final || sv.streams.len() >= advertised {
 		sv.rst(id, codeRefused)
 		return sv.countReset()
 	}
@@ -173,10 +173,7 @@ func (sv *Server) headers(id uint32, end bool, b *block) error {
 func (sv *Server) open(id uint32, end bool, req *exchange.Head, left int64) {
 	s := sv.pool.NewStream(sv, sv.h, &sv.o)
 	*s.Port(exchange.Down) = exchange.Port{ID: id, Window: sv.initWin, Left: left, GotEnd: end}
-	if sv.streams == nil {
-		sv.streams = make(map[uint32]*exchange.Stream)
-	}
-	sv.streams[id] = s
+	sv.streams.put(id, s)
 	s.Open(req, end)
 }
 
