@@ -22,11 +22,15 @@ type Head struct {
 	Major     int    // HTTP version of the message as received: 1 or 2; 0: an opaque connection
 	Minor     int
 	Absolute  bool // the request target named scheme and authority (HTTP/1.1 absolute-form)
-	Repeated  bool // a codec has seen this very head more than once: worth remembering what it encodes to
+	// ID is not 0 for a head that repeats (see Pool.Intern), and then worth remembering what it encodes to. It wraps
+	// around: equal IDs alone do not make heads the same.
+	ID uint32
 	// Fields are the regular fields, names lower-case, in order. Connection-specific ones (RFC 9110, 7.6.1) are gone.
 	Fields []hpack.HeaderField
 
-	// Route is the Handler's memo: what it decided for this Head. Valid while RouteGen is the Handler's generation.
+	// Route is the Handler's memo: what it decided for this Head. Valid while RouteGen is the Handler's generation. A head
+	// is shared by connections that have nothing in common but their shard and ServerOptions.Internal, so the memo
+	// depends on nothing else.
 	Route    any
 	RouteGen uint64
 }

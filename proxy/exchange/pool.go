@@ -21,6 +21,9 @@ type Pool struct {
 	bufs  [][]byte
 
 	parked int
+
+	heads []interned
+	ids   uint32
 }
 
 // NewPool makes an empty Pool.

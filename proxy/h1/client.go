@@ -261,8 +261,9 @@ func (cl *Client) head(b []byte) int {
 		if err == nil && n <= memoMax {
 			cl.memo, cl.memoHead, cl.memoFrame = append(cl.memo[:0], b[:n]...), res, fr
 		}
-	} else if err == nil {
-		res.Repeated = true
+	} else if err == nil && res.ID == 0 {
+		res = cl.o.Pool.Intern(res, cl.o.Internal)
+		cl.memoHead = res
 	}
 	if err == nil {
 		err = cl.response(res, fr)

@@ -247,8 +247,9 @@ func (sv *Server) head(b []byte) int {
 		if n <= memoMax {
 			sv.memo, sv.memoHead, sv.memoFrame = append(sv.memo[:0], b[:n]...), req, fr
 		}
-	} else {
-		req.Repeated = true
+	} else if req.ID == 0 {
+		req = sv.o.Pool.Intern(req, sv.o.Internal)
+		sv.memoHead = req
 	}
 	sv.open(req, fr)
 	return n

@@ -167,8 +167,16 @@ func (c *conn) request(b *block) (*exchange.Head, int64, error) {
 	if !b.built {
 		b.built = true
 		b.head, b.left, b.err = c.buildRequest(b.fields)
+		c.intern(b)
 	}
 	return b.head, b.left, b.err
+}
+
+// intern makes a head that repeats the shard's.
+func (c *conn) intern(b *block) {
+	if b.raw != nil && b.err == nil {
+		b.head = c.pool.Intern(b.head, c.internal)
+	}
 }
 
 func (c *conn) buildRequest(f []hpack.HeaderField) (*exchange.Head, int64, error) {
@@ -228,6 +236,7 @@ func (c *conn) response(b *block) (*exchange.Head, int64, error) {
 	if !b.built {
 		b.built = true
 		b.head, b.left, b.err = c.buildResponse(b.fields)
+		c.intern(b)
 	}
 	return b.head, b.left, b.err
 }

@@ -1,42 +1,12 @@
 package h2
 
 import (
-	"hash/maphash"
-
 	"conduit.io/conduit/proxy/exchange"
 
 	"golang.org/x/net/http2/hpack"
 )
 
-const (
-	tableSize = 4096 // HPACK dynamic tables, both directions
-	memoSlots = 16
-	memoBlock = 512 // longest block that is remembered
-	memoHeads = 64  // heads whose encoding is remembered
-	// memoSize is the longest such encoding: a short block may stand for a long one.
-	memoSize = 4 << 10
-)
-
-var seed = maphash.MakeSeed()
-
-// block is a decoded header block. One that is remembered answers for identical blocks as long as the decoder's
-// dynamic table stays as it is.
-type block struct {
-	raw    []byte
-	gen    uint32
-	fields []hpack.HeaderField
-	big    bool // over the limits; fields are incomplete
-
-	built bool // head, length and err are what the fields mean as a request or a response
-	head  *exchange.Head
-	left  int64
-	err   error
-}
-
-type encoded struct {
-	gen uint32
-	b   []byte
-}
+const tableSize = 4096 // HPACK dynamic tables, both directions
 
 // hpackState is both directions' compression of one connection.
 type hpackState struct {
@@ -46,14 +16,13 @@ type hpackState struct {
 	decGen uint32
 	size   int
 	cur    block // scratch, for blocks that are not remembered
-	memo   []*block
-	seen   []uint64
+	blocks blockMemo
 
 	enc    *hpack.Encoder
 	encGen uint32
 	resize bool // the encoder has a table size update to send
 	out    appender
-	heads  map[*exchange.Head]encoded
+	heads  headMemo
 }
 
 type appender struct{ b []byte }
@@ -67,25 +36,9 @@ func (a *appender) Write(p []byte) (int, error) {
 // The result is valid until the next call.
 func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
 	h.decoder()
-	slot, remember := -1, false
-	if fixed(raw) {
-		if len(raw) <= memoBlock {
-			sum := maphash.Bytes(seed, raw)
-			slot = int(sum % memoSlots)
-			if h.memo == nil {
-				h.memo, h.seen = make([]*block, memoSlots), make([]uint64, memoSlots)
-			}
-			if b := h.memo[slot]; b != nil && b.gen == h.decGen && string(b.raw) == string(raw) {
-				if b.head != nil {
-					b.head.Repeated = true
-				}
-				return b, nil
-			}
-			remember = h.seen[slot] == sum
-			h.seen[slot] = sum
-		}
-	} else {
-		h.decGen++
+	b, slot := h.recall(raw)
+	if b != nil {
+		return b, nil
 	}
 	h.cur = block{fields: pool.Fields[:0]}
 	h.size = 0
@@ -97,12 +50,10 @@ func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
 	if err != nil {
 		return nil, fatal(codeCompression, "bad header block: "+err.Error())
 	}
-	if !remember || h.cur.big {
+	if slot < 0 || h.cur.big {
 		return &h.cur, nil
 	}
-	b := &block{gen: h.decGen, raw: append([]byte(nil), raw...), fields: append([]hpack.HeaderField(nil), h.cur.fields...)}
-	h.memo[slot] = b
-	return b, nil
+	return h.keep(slot, raw), nil
 }
 
 func (h *hpackState) decoder() {
@@ -280,26 +231,4 @@ func (h *hpackState) setPeerTable(v uint32) {
 	h.enc.SetMaxDynamicTableSize(v) // it may grow again, too
 	h.resize = true
 	h.encGen++
-}
-
-// known returns the remembered encoding of a head, or nil.
-func (h *hpackState) known(head *exchange.Head) []byte {
-	if e, ok := h.heads[head]; ok && e.gen == h.encGen {
-		return e.b
-	}
-	return nil
-}
-
-// remember keeps the encoding of a head that repeats, if it left the table alone.
-func (h *hpackState) remember(head *exchange.Head, b []byte) {
-	if !head.Repeated || len(b) > memoSize || !fixed(b) {
-		return
-	}
-	if h.heads == nil {
-		h.heads = make(map[*exchange.Head]encoded)
-	}
-	if len(h.heads) >= memoHeads {
-		clear(h.heads)
-	}
-	h.heads[head] = encoded{h.encGen, append([]byte(nil), b...)}
 }

@@ -48,7 +48,7 @@ type listener struct {
 	srv    *Server
 	cfg    Listener
 	sock   *sock.Listener
-	pools  map[poolKind]*pool.Pool
+	pools  [poolKinds]*pool.Pool
 	series [meter.Protocols]*series
 	conns  map[*conn]struct{}
 	http   bool // the last connection was HTTP
@@ -61,6 +61,7 @@ const (
 	auto poolKind = iota
 	viaHTTP1
 	viaHTTP2
+	poolKinds // how many there are
 )
 
 type series struct {
@@ -115,7 +116,7 @@ func openListener(a netip.AddrPort) (*os.File, error) {
 
 func (s *Server) open(cfg *Config, files []*os.File) error {
 	for i, lc := range cfg.Listeners {
-		l := &listener{srv: s, cfg: lc, pools: map[poolKind]*pool.Pool{}, conns: map[*conn]struct{}{}}
+		l := &listener{srv: s, cfg: lc, conns: map[*conn]struct{}{}}
 		sl, err := sock.Listen(s.loop, files[i], l.accept)
 		if err != nil {
 			for _, l := range s.fronts {
@@ -135,7 +136,9 @@ func (s *Server) open(cfg *Config, files []*os.File) error {
 func (s *Server) sweep() {
 	for _, l := range s.fronts {
 		for _, p := range l.pools {
-			p.Sweep()
+			if p != nil {
+				p.Sweep()
+			}
 		}
 	}
 	s.set.Sweep(s.loop.Now())
