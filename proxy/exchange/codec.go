@@ -271,7 +271,7 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		}
 	}
 	if s.Res == nil && (code == 0 || s.Req.Major != 2) {
-		s.Fail(502, reason, lostDetail(reason))
+		s.Fail(lostStatus(reason), reason, lostDetail(reason))
 		return
 	}
 	s.Reason = reason

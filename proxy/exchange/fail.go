@@ -47,8 +47,17 @@ func lostDetail(reason mesh.Reason) string {
 		return "the upstream server broke its protocol before it answered"
 	case mesh.ReasonTooLarge:
 		return "the head of the upstream server's response is too large"
+	case mesh.ReasonTimeout:
+		return "the upstream server has fallen silent"
 	}
 	return "the upstream server ended the exchange before it answered"
+}
+
+func lostStatus(reason mesh.Reason) int {
+	if reason == mesh.ReasonTimeout {
+		return 504
+	}
+	return 502
 }
 
 // breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what

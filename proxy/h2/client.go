@@ -18,6 +18,7 @@ type Client struct {
 	next   uint32
 	served uint64
 	gone   bool        // the server sent GOAWAY
+	asked  bool        // a PING awaits its answer
 	broken bool        // the server broke the protocol: what is sent again must go elsewhere
 	full   bool        // Room was 0 when the last stream was sent
 	why    mesh.Reason // of the end of the connection
@@ -54,6 +55,9 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 	cl.streams.put(id, s)
 	cl.writeRequest(id, s.Req, extra, ended)
 	cl.Room() // notes if that was the last
+	if cl.watch == nil {
+		cl.listen()
+	}
 	s.Attach(cl, ended)
 }
 
@@ -156,7 +160,9 @@ func (cl *Client) Close() {
 // Closed implements flow.Receiver.
 func (cl *Client) Closed(err error) {
 	cl.over = true
-	cl.why = exchange.LostReason(err)
+	if cl.why == "" {
+		cl.why = exchange.LostReason(err)
+	}
 	cl.abortAll()
 	cl.free()
 	if cl.o.OnChange != nil {
@@ -166,13 +172,14 @@ func (cl *Client) Closed(err error) {
 
 func (cl *Client) violated(e *connError) {
 	cl.broken = true
+	reason := e.why(mesh.ReasonUpstreamProto)
 	if cl.o.OnViolation != nil {
-		cl.o.OnViolation(exchange.Violation{Reason: mesh.ReasonUpstreamProto, Abuse: e.abuse, Detail: e.text})
+		cl.o.OnViolation(exchange.Violation{Reason: reason, Abuse: e.abuse, Detail: e.text})
 	}
 	for _, r := range cl.streams.refs() {
 		if r.Live() {
 			cl.remove(r.S)
-			r.S.Abort(exchange.Up, mesh.ReasonUpstreamProto, codeNo, false)
+			r.S.Abort(exchange.Up, reason, codeNo, false)
 		}
 	}
 }

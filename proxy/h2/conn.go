@@ -19,6 +19,7 @@ type role interface {
 	violated(e *connError)
 	unknown(id uint32, typ byte) error // a frame on a stream that is not open
 	idle()                             // the last stream has ended
+	begun()                            // both sides have agreed on their SETTINGS
 }
 
 // conn is the part that both sides share.
@@ -34,6 +35,7 @@ type conn struct {
 	rest    []byte // input that waits for the output to drain
 	pre     int    // bytes of the preface still expected (server)
 	first   bool   // the peer's first SETTINGS has come
+	acks    bool   // the peer has acknowledged ours
 	over    bool   // closing: nothing more is read or written
 	streams table
 
@@ -59,6 +61,12 @@ type conn struct {
 	tired    bool // input is paused until the next turn
 	turn     int64
 	spent    int // in this turn
+
+	watch    flow.Timer // of the greeting, then of idleness or silence
+	greeting bool       // it is of the greeting
+	sure     bool       // see again
+	heard    uint32     // how often something came
+	mark     uint32     // of the last stream, or of heard
 
 	sent   uint32 // DATA frames
 	rate   rates
@@ -100,10 +108,12 @@ func (c *conn) greet() {
 	b = append32(appendFrame(b, 4, frWindow, 0, 0), uint32(c.recvWin-65535))
 	c.pool.Bytes = b
 	c.c.Write(b)
+	c.expectGreeting()
 }
 
 // Data implements flow.Receiver.
 func (c *conn) Data(p []byte) {
+	c.heard++
 	for len(p) > 0 && !c.over {
 		if c.choked || c.tired {
 			c.wait(p)
@@ -330,6 +340,10 @@ func (c *conn) abortAll() {
 // free releases what the connection holds, at its end.
 func (c *conn) free() {
 	c.over = true
+	if c.watch != nil {
+		c.watch.Stop()
+		c.watch = nil
+	}
 	if c.in != nil {
 		c.pool.Release(c.in)
 		c.in = nil

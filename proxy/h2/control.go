@@ -176,6 +176,10 @@ func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
 		if len(p) != 0 {
 			return fatal(codeFrameSize, "SETTINGS acknowledgement with a payload")
 		}
+		if !c.acks {
+			c.acks = true
+			c.agreed()
+		}
 		return c.control(mesh.AbuseSettings)
 	}
 	if len(p)%6 != 0 {
@@ -186,6 +190,7 @@ func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
 	}
 	if !c.first {
 		c.first, c.maxPeer = true, unlimited
+		c.agreed()
 	}
 	for ; len(p) > 0; p = p[6:] {
 		if err := c.setting(int(p[0])<<8|int(p[1]), be32(p[2:])); err != nil {

@@ -48,6 +48,7 @@ const (
 	codeProtocol     = 1
 	codeInternal     = 2
 	codeFlow         = 3
+	codeSettings     = 4
 	codeStreamClosed = 5
 	codeFrameSize    = 6
 	codeRefused      = 7
@@ -86,6 +87,16 @@ type connError struct {
 	code  uint32
 	text  string
 	abuse mesh.Abuse
+	// reason of the failure, if it is another than that the peer broke the protocol
+	reason mesh.Reason
+}
+
+// why is the reason of the failure, where other is that of a broken protocol.
+func (e *connError) why(other mesh.Reason) mesh.Reason {
+	if e.reason != "" {
+		return e.reason
+	}
+	return other
 }
 
 func (e *connError) Error() string { return fmt.Sprintf("http2: %s (code %d)", e.text, e.code) }
@@ -93,7 +104,9 @@ func (e *connError) Error() string { return fmt.Sprintf("http2: %s (code %d)", e
 func fatal(code uint32, text string) error { return &connError{code: code, text: text} }
 
 // calm ends the connection of a peer that asks for too much (ENHANCE_YOUR_CALM).
-func calm(abuse mesh.Abuse, text string) error { return &connError{codeCalm, text, abuse} }
+func calm(abuse mesh.Abuse, text string) error {
+	return &connError{code: codeCalm, text: text, abuse: abuse}
+}
 
 func be32(p []byte) uint32 {
 	return uint32(p[0])<<24 | uint32(p[1])<<16 | uint32(p[2])<<8 | uint32(p[3])

@@ -19,7 +19,6 @@ type Server struct {
 	conn
 	h     exchange.Handler
 	o     exchange.ServerOptions
-	timer flow.Timer
 	final bool   // the second GOAWAY is sent
 	gone  func() // tells the owner of the end, when the last stream has ended too
 }
@@ -39,9 +38,6 @@ func NewServer(c flow.Conn, h exchange.Handler, o exchange.ServerOptions) *Serve
 // Closed implements flow.Receiver.
 func (sv *Server) Closed(err error) {
 	sv.over = true
-	if sv.timer != nil {
-		sv.timer.Stop()
-	}
 	sv.abortAll()
 	sv.free()
 	sv.gone = func() {
@@ -64,7 +60,11 @@ func (sv *Server) Drain() {
 	sv.draining = true
 	sv.writeGoAway(maxWindow, codeNo)
 	sv.c.Write(append(appendFrame(sv.buf[:0], 8, frPing, 0, 0), "drained?"...))
-	sv.timer = sv.clock.After(drainDelay, sv.lastCall)
+	if sv.watch != nil {
+		sv.watch.Stop()
+	}
+	sv.greeting = false
+	sv.watch = sv.clock.After(drainDelay, sv.lastCall)
 }
 
 // lastCall sends the second GOAWAY.
@@ -100,7 +100,9 @@ func (sv *Server) idle() {
 // goAway: a client that goes away may still have streams.
 func (sv *Server) goAway(uint32, uint32) { sv.Drain() }
 
-func (sv *Server) violated(e *connError) { sv.violation(mesh.ReasonBadRequest, e.abuse, e.text) }
+func (sv *Server) violated(e *connError) {
+	sv.violation(e.why(mesh.ReasonBadRequest), e.abuse, e.text)
+}
 
 func (sv *Server) violation(reason mesh.Reason, abuse mesh.Abuse, text string) {
 	if sv.o.OnViolation != nil {

@@ -134,7 +134,7 @@ type Frame struct {
 	Last   uint32
 }
 
-// H2 is an HTTP/2 peer made of x/net's Framer.
+// H2 is an HTTP/2 peer made of x/net's Framer. It acknowledges SETTINGS.
 type H2 struct {
 	*Peer
 	F      *http2.Framer
@@ -143,6 +143,7 @@ type H2 struct {
 	hb     bytes.Buffer
 	Frames []Frame
 	Errs   []error
+	Rude   bool // it acknowledges no SETTINGS
 }
 
 // NewH2 makes a peer that reads and writes frames; a client first sends the preface.
@@ -212,6 +213,10 @@ func (h *H2) read() {
 			out.Data = append([]byte(nil), f.Data[:]...)
 		}
 		h.Frames = append(h.Frames, out)
+		if hd.Type == http2.FrameSettings && !hd.Flags.Has(http2.FlagSettingsAck) && !h.Rude {
+			_ = h.F.WriteSettingsAck()
+			h.Flush()
+		}
 	}
 }
 
