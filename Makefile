@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins demo test vet lint unit race kernels conformance fuzz generate clean
+.PHONY: help build plugins demo test vet lint unit race kernels conformance soak fuzz generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; 
 conformance: build ## h2spec against the proxy, plaintext and TLS; reports in tests/conformance/reports/
 	$(GO) build -modfile=tools/go.mod -trimpath -o $(BIN)/h2spec github.com/summerwind/h2spec/cmd/h2spec
 	$(GO) run ./tests/conformance -proxy $(BIN)/conduit-proxy -h2spec $(BIN)/h2spec
+
+soak: build ## two proxies with mTLS under load and misuse; fails when anything grows (SOAK_FLAGS='--for 2h --rate 5000')
+	$(GO) build -o $(BIN)/soak ./tests/soak
+	$(BIN)/soak --proxy $(BIN)/conduit-proxy $(SOAK_FLAGS)
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)

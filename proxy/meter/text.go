@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"maps"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -149,6 +150,7 @@ func writeProcess(b *bytes.Buffer, p *Process) {
 		{"conduit_proxy_snapshot_version", "gauge", "Version of the discovery snapshot in force; 0 for none.", float64(p.Snapshot.Load())},
 		{"conduit_proxy_pods", "gauge", "Pods whose listeners the proxy holds.", float64(p.Pods.Load())},
 		{"conduit_proxy_pods_draining", "gauge", "Pods that are leaving with connections open.", float64(p.Draining.Load())},
+		{"conduit_proxy_goroutines", "gauge", "Goroutines of the process.", float64(runtime.NumGoroutine())},
 	} {
 		family(b, m.name, m.kind, m.help)
 		sample(b, m.name, "", m.v)

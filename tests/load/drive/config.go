@@ -38,6 +38,9 @@ type Config struct {
 	Expect      int           // bytes that a response's body must have; -1 to take any
 	Status      int           // that a response must have
 	Trailer     string        // that a gRPC response must have beside grpc-status; "" for none
+	// Report, unless nil, is called every 100 ms, on the load's thread, with what has become until then, but without
+	// latencies. It must not keep the Result.
+	Report func(*Result)
 }
 
 // Check says what is wrong with c.

@@ -172,6 +172,9 @@ func (r *runner) sweep() {
 		}
 		l.sweep(now)
 	}
+	if r.cfg.Report != nil {
+		r.cfg.Report(&r.res)
+	}
 	r.loop.Set(r.sweeper, now+int64(sweepEvery))
 	r.maybeDone()
 }
