@@ -15,6 +15,7 @@ const (
 	ReasonPlaintext       Reason = "plaintext-refused" // STRICT refused a connection without mTLS
 	ReasonUpstreamReset   Reason = "upstream-reset"    // the server ended the exchange before it was complete
 	ReasonUpstreamProto   Reason = "upstream-protocol" // the server broke its protocol
+	ReasonNoUpgrade       Reason = "no-upgrade"        // the server does not take the protocol that the client wants to change to
 	ReasonDownstreamReset Reason = "downstream-reset"  // the client went away first
 	ReasonBadRequest      Reason = "bad-request"       // the client broke its protocol
 	ReasonTooLarge        Reason = "header-too-large"  // a header block over the limit

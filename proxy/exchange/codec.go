@@ -54,6 +54,7 @@ type Port struct {
 	GotEnd   bool   // the peer has finished sending
 	SentEnd  bool   // we have finished sending
 	Interims uint8  // interim responses so far
+	Extended bool   // the request was sent as an extended CONNECT (RFC 8441)
 	Blocked  bool   // in the connection's list of blocked streams
 }
 

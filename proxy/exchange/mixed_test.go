@@ -69,36 +69,6 @@ func TestTruncatedH1BecomesReset(t *testing.T) {
 	}
 }
 
-// TestUpgradeTowardPlainH2 has a server to which upgrades cannot be carried: the request goes on without.
-func TestUpgradeTowardPlainH2(t *testing.T) {
-	n := flowtest.New()
-	a, down := n.Pair()
-	up, b := n.Pair()
-	cl := h2.NewClient(up, exchange.ClientOptions{Clock: n})
-	h := &exchangetest.Handler{Up: func(*exchange.Stream) exchange.Upstream { return cl }}
-	h1.NewServer(down, h, exchange.ServerOptions{Clock: n})
-	client, app := exchangetest.NewPeer(a), exchangetest.NewH2(b, false)
-	app.Settings()
-	for id := uint32(1); id < 5; id += 2 {
-		client.Send("GET /ws HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-		n.Run()
-		f := app.Find(http2.FrameHeaders, id)
-		if len(f) != 1 || app.Field(id, 0, ":method") != "GET" || app.Field(id, 0, ":protocol") != "" || !f[0].Flags.Has(http2.FlagHeadersEndStream) {
-			t.Fatalf("app got %v", f)
-		}
-		app.Headers(id, true, ":status", "426")
-		n.Run()
-		if got := client.Take(); got != "HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n" {
-			t.Errorf("client got %q", got)
-		}
-	}
-	cl.Drain()
-	n.Run()
-	if !app.Over() || len(app.Find(http2.FrameGoAway, 0)) != 1 || cl.Room() != 0 {
-		t.Error("an idle client does not drain")
-	}
-}
-
 func TestHandlerEndsStreams(t *testing.T) {
 	c := newChain(true, "h1")
 	var held *exchange.Stream

@@ -18,6 +18,7 @@ type Client struct {
 	next   uint32
 	served uint64
 	gone   bool        // the server sent GOAWAY
+	held   []held
 	asked  bool        // a PING awaits its answer
 	broken bool        // the server broke the protocol: what is sent again must go elsewhere
 	full   bool        // Room was 0 when the last stream was sent
@@ -43,15 +44,19 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, codeRefused, true)
 		return
 	}
+	if s.Req.Protocol != "" && cl.awaits(s, extra) {
+		return
+	}
 	id := cl.next
 	if cl.next += 2; cl.next > maxWindow { // it goes with its last stream (RFC 9113, 5.1.1)
 		cl.draining = true
 	}
 	ended := s.RequestEnded()
-	if s.Req.Protocol != "" && !cl.internal { // such a server is not asked to upgrade, and so will not
+	extended := cl.extends(s.Req)
+	if s.Req.Protocol != "" && !extended { // such a server is not asked to upgrade, and so will not
 		ended = true
 	}
-	*s.Port(exchange.Up) = exchange.Port{ID: id, Window: cl.initWin, Left: -1, SentEnd: ended}
+	*s.Port(exchange.Up) = exchange.Port{ID: id, Window: cl.initWin, Left: -1, SentEnd: ended, Extended: extended}
 	cl.streams.put(id, s)
 	cl.writeRequest(id, s.Req, extra, ended)
 	cl.Room() // notes if that was the last
@@ -85,12 +90,12 @@ func (cl *Client) writeRequest(id uint32, req *exchange.Head, extra []hpack.Head
 
 func (cl *Client) encodeHead(req *exchange.Head) {
 	method := req.Method
-	upgrade := req.Protocol != "" && cl.internal
+	upgrade := cl.extends(req)
 	switch {
 	case upgrade:
 		method = "CONNECT" // RFC 8441, 5
-	case req.Protocol != "" && method == "CONNECT":
-		method = "GET"
+	case req.Protocol != "":
+		method = upgraded(req)
 	}
 	cl.hp.field(hpack.HeaderField{Name: ":method", Value: method})
 	if upgrade {
@@ -107,7 +112,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	if req.Authority != "" { // HTTP/1.0 need not name a host
 		cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
 	}
-	if upgrade && req.Method != "GET" && req.Method != "CONNECT" {
+	if upgrade && cl.internal && req.Method != "GET" && req.Method != "CONNECT" {
 		cl.hp.field(hpack.HeaderField{Name: exchange.UpgradeMethod, Value: req.Method})
 	}
 	if req.Absolute && cl.internal {
@@ -116,7 +121,8 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	tunnel := method == "CONNECT"
 	for i := range req.Fields {
 		name := req.Fields[i].Name
-		if exchange.HopByHop(name) || !cl.internal && exchange.MeshField(name) || tunnel && name == "content-length" {
+		if exchange.HopByHop(name) || !cl.internal && exchange.MeshField(name) || tunnel && name == "content-length" ||
+			upgrade && !cl.internal && name == "sec-websocket-key" {
 			continue
 		}
 		cl.hp.field(req.Fields[i])
@@ -129,7 +135,7 @@ func (cl *Client) Room() int {
 	if cl.over || cl.gone || cl.broken || cl.draining {
 		return 0
 	}
-	n := int(min(cl.maxPeer, 1<<20)) - cl.streams.len()
+	n := int(min(cl.maxPeer, 1<<20)) - cl.Active()
 	if n <= 0 || cl.c.Backlog() > maxBacklog || cl.used-cl.unacked+cl.parked > cl.recvWin*parkedWindows/4*3 {
 		cl.full = true
 		return 0
@@ -138,7 +144,7 @@ func (cl *Client) Room() int {
 }
 
 // Active implements exchange.Upstream.
-func (cl *Client) Active() int { return cl.streams.len() }
+func (cl *Client) Active() int { return cl.streams.len() + len(cl.held) }
 
 // Served implements exchange.Upstream.
 func (cl *Client) Served() uint64 { return cl.served }
@@ -164,6 +170,7 @@ func (cl *Client) Closed(err error) {
 		cl.why = exchange.LostReason(err)
 	}
 	cl.abortAll()
+	cl.release()
 	cl.free()
 	if cl.o.OnChange != nil {
 		cl.o.OnChange(cl, true, err)
@@ -172,16 +179,17 @@ func (cl *Client) Closed(err error) {
 
 func (cl *Client) violated(e *connError) {
 	cl.broken = true
-	reason := e.why(mesh.ReasonUpstreamProto)
+	cl.why = e.why(mesh.ReasonUpstreamProto)
 	if cl.o.OnViolation != nil {
-		cl.o.OnViolation(exchange.Violation{Reason: reason, Abuse: e.abuse, Detail: e.text})
+		cl.o.OnViolation(exchange.Violation{Reason: cl.why, Abuse: e.abuse, Detail: e.text})
 	}
 	for _, r := range cl.streams.refs() {
 		if r.Live() {
 			cl.remove(r.S)
-			r.S.Abort(exchange.Up, reason, codeNo, false)
+			r.S.Abort(exchange.Up, cl.why, codeNo, false)
 		}
 	}
+	cl.release()
 }
 
 // settled implements role.
@@ -189,7 +197,18 @@ func (cl *Client) settled() {
 	if cl.first && cl.o.Streams != nil {
 		*cl.o.Streams = max(1, cl.maxPeer) // a connection that takes none says so itself
 	}
+	if cl.first {
+		cl.release()
+	}
 	cl.roomy()
+}
+
+// lost is the reason why a stream ends with the connection.
+func (cl *Client) lost() mesh.Reason {
+	if cl.why != "" {
+		return cl.why
+	}
+	return mesh.ReasonUpstreamReset
 }
 
 // acked implements role; a client sends no PING.
@@ -206,7 +225,7 @@ func (cl *Client) roomy() {
 }
 
 func (cl *Client) idle() {
-	if (cl.draining || cl.gone) && cl.streams.len() == 0 && !cl.over {
+	if (cl.draining || cl.gone) && cl.Active() == 0 && !cl.over {
 		cl.writeGoAway(0, codeNo)
 		cl.shut()
 	}
@@ -214,11 +233,7 @@ func (cl *Client) idle() {
 
 func (cl *Client) reset(s *exchange.Stream, code uint32) {
 	cl.served++
-	reason := mesh.ReasonUpstreamReset
-	if cl.why != "" {
-		reason = cl.why
-	}
-	s.Abort(exchange.Up, reason, code, code == codeRefused)
+	s.Abort(exchange.Up, cl.lost(), code, code == codeRefused)
 	cl.roomy()
 	cl.idle()
 }
@@ -275,7 +290,7 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 		s.Interim(res)
 		return nil
 	}
-	tunnel := cl.accepted(s, res)
+	tunnel := accepted(s, res)
 	if s.Req.Method == "HEAD" || res.Status == 304 || tunnel {
 		left = -1
 	}
@@ -284,16 +299,16 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 	}
 	port := s.Port(exchange.Up)
 	port.Left, port.GotEnd = left, end
+	if tunnel && !cl.internal && isWebSocket(s.Req) {
+		res = welcome(res, s.Req)
+	}
 	s.ResponseHead(res, end, tunnel)
 	return nil
 }
 
 // accepted reports whether a response opens the tunnel that the request asked for.
-func (cl *Client) accepted(s *exchange.Stream, res *exchange.Head) bool {
-	if s.Req.Method != "CONNECT" && (s.Req.Protocol == "" || !cl.internal) {
-		return false
-	}
-	if s.Req.Protocol != "" && !cl.internal {
+func accepted(s *exchange.Stream, res *exchange.Head) bool {
+	if s.Req.Method != "CONNECT" && s.Req.Protocol == "" || s.Req.Protocol != "" && !s.Port(exchange.Up).Extended {
 		return false
 	}
 	return res.Status/100 == 2 && res.Get(declined) == ""

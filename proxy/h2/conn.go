@@ -31,13 +31,14 @@ type conn struct {
 	side     exchange.Side
 	internal bool
 
-	in      []byte // an incomplete frame
-	rest    []byte // input that waits for the output to drain
-	pre     int    // bytes of the preface still expected (server)
-	first   bool   // the peer's first SETTINGS has come
-	acks    bool   // the peer has acknowledged ours
-	over    bool   // closing: nothing more is read or written
-	streams table
+	in       []byte // an incomplete frame
+	rest     []byte // input that waits for the output to drain
+	pre      int    // bytes of the preface still expected (server)
+	extended bool   // the peer takes extended CONNECT (RFC 8441)
+	first    bool   // the peer's first SETTINGS has come
+	acks     bool   // the peer has acknowledged ours
+	over     bool   // closing: nothing more is read or written
+	streams  table
 
 	hdrID    uint32 // stream of the header block being collected
 	hdrEnd   bool

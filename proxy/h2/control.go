@@ -223,9 +223,10 @@ func (c *conn) setting(id int, v uint32) error {
 			return fatal(codeProtocol, "bad MAX_FRAME_SIZE")
 		}
 	case setConnect:
-		if v > 1 {
+		if v > 1 || v == 0 && c.extended { // RFC 8441, 3
 			return fatal(codeProtocol, "bad ENABLE_CONNECT_PROTOCOL")
 		}
+		c.extended = v == 1
 	}
 	return nil
 }
