@@ -75,6 +75,7 @@ var messages = []struct{ name, req, res string }{
 	{"empty chunked", "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"},
 	{"absolute form", "GET http://h:81/x HTTP/1.1\r\nhost: h:81\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
+	{"absolute form without path", "OPTIONS http://h:81 HTTP/1.1\r\nhost: h:81\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"},
 	{"head", "HEAD / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 77\r\n\r\n"},
 	{"204", "DELETE / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"},
 	{"304", "GET / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"},

@@ -8,8 +8,12 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// maxExt bounds the chunk extensions of one message; they carry nothing, and cost (CVE-2023-39326).
-const maxExt = 16 << 10
+// maxExt bounds the chunk extensions of one message beyond what its data pays for; they carry nothing, and cost
+// (CVE-2023-39326). Clients that sign every chunk are within it, however long their uploads are.
+const (
+	maxExt    = 16 << 10
+	extCredit = 16 // bytes of extension that a chunk may have, and as many again as it has data
+)
 
 var errChunk = errors.New("malformed chunked body")
 
@@ -89,6 +93,7 @@ func (d *chunked) step(c byte) error {
 			return errChunk
 		}
 		d.digits = 0
+		d.ext = int(max(0, int64(d.ext)-extCredit-d.left))
 		d.state = chData
 		if d.left == 0 {
 			d.state = chTrailer

@@ -2,6 +2,8 @@ package h1
 
 import (
 	"bytes"
+	"fmt"
+	"strings"
 	"testing"
 
 	"conduit.io/conduit/proxy/exchange"
@@ -51,5 +53,23 @@ func TestChunkSizeNeedsDigits(t *testing.T) {
 		if _, _, done, err := dechunk([]byte(in), 100); done || err == nil {
 			t.Errorf("%q was accepted", in)
 		}
+	}
+}
+
+// A client that signs each of its chunks may upload as much as it likes; one that sends little but extensions may not.
+func TestExtensionsAreBoundedByData(t *testing.T) {
+	chunks := func(n, size, ext int) []byte {
+		var b bytes.Buffer
+		for range n {
+			fmt.Fprintf(&b, "%x;s=%s\r\n%s\r\n", size, strings.Repeat("e", ext), strings.Repeat("d", size))
+		}
+		b.WriteString("0\r\n\r\n")
+		return b.Bytes()
+	}
+	if body, _, done, err := dechunk(chunks(1000, 200, 100), 4096); err != nil || !done || len(body) != 200000 {
+		t.Errorf("%d bytes, done %v, %v", len(body), done, err)
+	}
+	if _, _, _, err := dechunk(chunks(1000, 1, 100), 4096); err == nil {
+		t.Error("100 bytes of extension for each byte of data were accepted")
 	}
 }

@@ -57,7 +57,7 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 	}
 	cl.s, cl.holdEnd = s, false
 	ended := s.RequestEnded()
-	b, mode := appendRequest(cl.o.Pool.Bytes[:0], s.Req, extra, ended, cl.o.Internal)
+	b, mode := cl.appendRequest(cl.o.Pool.Bytes[:0], s.Req, extra, ended)
 	cl.o.Pool.Bytes = b
 	cl.out.mode = mode
 	cl.c.Write(b)

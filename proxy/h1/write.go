@@ -121,7 +121,7 @@ func appendCookies(b []byte, f []hpack.HeaderField) []byte {
 }
 
 // appendRequest writes the head of req and returns how its body is to be framed.
-func appendRequest(b []byte, req *exchange.Head, extra []hpack.HeaderField, ended, internal bool) ([]byte, bodyMode) {
+func (cl *Client) appendRequest(b []byte, req *exchange.Head, extra []hpack.HeaderField, ended bool) ([]byte, bodyMode) {
 	upgrade := req.Protocol != ""
 	connect := req.Method == "CONNECT" && !upgrade
 	target, method := req.Path, req.Method
@@ -136,16 +136,23 @@ func appendRequest(b []byte, req *exchange.Head, extra []hpack.HeaderField, ende
 	b = append(append(b, method...), ' ')
 	if req.Absolute || req.Major == 2 && req.Get(exchange.TargetForm) == "absolute" {
 		b = append(append(append(b, req.Scheme...), "://"...), req.Authority...)
+		if target == "*" { // OPTIONS for the server itself has no path in this form (RFC 9112, 3.2.4)
+			target = ""
+		}
 	}
 	b = append(append(b, target...), " HTTP/1.1\r\n"...)
-	b = appendField(b, "host", req.Authority)
+	host := req.Authority
+	if host == "" && req.Minor == 0 { // from HTTP/1.0 or HTTP/2, which need not name one; here some servers insist
+		host = cl.c.RemoteAddr().String()
+	}
+	b = appendField(b, "host", host)
 	mode := modeChunked
 	skip := func(name string) bool {
 		if name == "content-length" {
 			mode = modeLength
 			return connect || upgrade
 		}
-		return name == "host" || !internal && exchange.MeshField(name)
+		return name == "host" || !cl.o.Internal && exchange.MeshField(name)
 	}
 	b = appendFields(b, req.Fields, skip)
 	b = appendFields(b, extra, func(string) bool { return false })

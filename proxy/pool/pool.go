@@ -24,6 +24,7 @@ var (
 type Dialed struct {
 	Conn     flow.Conn
 	Protocol mesh.Protocol
+	Internal bool // the handshake has shown that the peer is another proxy, if Options.Internal does not say so
 	Reason   mesh.Reason
 	Err      error
 }
@@ -230,7 +231,7 @@ func (p *Pool) failed(r Dialed) {
 func (p *Pool) add(r Dialed) {
 	m := &member{}
 	o := exchange.ClientOptions{
-		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal, Streams: &p.streams, OnViolation: p.o.OnViolation,
+		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal || r.Internal, Streams: &p.streams, OnViolation: p.o.OnViolation,
 		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
 	}
 	p.members[m] = struct{}{}

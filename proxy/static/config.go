@@ -102,6 +102,9 @@ func (d *decoder) serverTLS(path string, raw []byte, p mesh.Protocol) *tls.Confi
 	case mesh.HTTP2:
 		f.ALPN = []string{"h2"}
 	}
+	if f.CA != "" && p != mesh.Opaque && p != mesh.HTTP1 {
+		f.ALPN = append([]string{mesh.ALPNConduit}, f.ALPN...) // only who has proved an identity may be a proxy
+	}
 	switch {
 	case d.err != nil:
 		return nil
@@ -155,6 +158,9 @@ func (d *decoder) clientTLS(path string, raw []byte, l *Listener) *tls.Config {
 		c.NextProtos = []string{"h2"}
 	default:
 		c.NextProtos = []string{"h2", "http/1.1"}
+	}
+	if f.Cert != "" && len(c.NextProtos) > 0 {
+		c.NextProtos = append([]string{mesh.ALPNConduit}, c.NextProtos...)
 	}
 	return c
 }

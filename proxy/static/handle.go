@@ -1,6 +1,7 @@
 package static
 
 import (
+	"slices"
 	"strings"
 
 	"conduit.io/conduit/mesh"
@@ -112,7 +113,7 @@ func statusOf(r mesh.Reason) int {
 	return 503
 }
 
-// pool is where a request goes. An upgrade needs HTTP/1.1 where nothing else is configured.
+// pool is where a request goes. An upgrade needs HTTP/1.1, or another proxy, where nothing else is configured.
 func (l *listener) pool(r *exchange.Head) *pool.Pool {
 	k := auto
 	switch {
@@ -142,9 +143,7 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 	o := sock.DialOptions{Addr: l.cfg.Upstream, Timeout: dialTimeout, TLS: l.cfg.UpstreamTLS}
 	if k == viaHTTP1 && o.TLS != nil {
 		o.TLS = o.TLS.Clone()
-		if len(o.TLS.NextProtos) > 0 {
-			o.TLS.NextProtos = []string{"http/1.1"}
-		}
+		o.TLS.NextProtos = slices.DeleteFunc(slices.Clone(o.TLS.NextProtos), func(p string) bool { return p == "h2" })
 	}
 	return pool.New(pool.Options{
 		Clock: srv.loop, Streams: srv.streams, Protocol: proto,
@@ -162,21 +161,29 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 					done(pool.Dialed{Reason: sock.Reason(err), Err: err})
 					return
 				}
-				done(pool.Dialed{Conn: c, Protocol: spoken(c, proto)})
+				d := pool.Dialed{Conn: c}
+				d.Protocol, d.Internal = spoken(c, proto)
+				done(d)
 			})
 		},
 	})
 }
 
-// spoken is the protocol of a new upstream connection.
-func spoken(c *sock.Conn, configured mesh.Protocol) mesh.Protocol {
-	if configured != mesh.Detect {
-		return configured
+// spoken is the protocol of a new upstream connection, and whether it is a link to another proxy.
+func spoken(c *sock.Conn, configured mesh.Protocol) (p mesh.Protocol, link bool) {
+	negotiated := ""
+	if cs := c.TLS(); cs != nil {
+		negotiated = cs.NegotiatedProtocol
 	}
-	if cs := c.TLS(); cs != nil && cs.NegotiatedProtocol == "h2" {
-		return mesh.HTTP2
+	switch {
+	case negotiated == mesh.ALPNConduit:
+		return mesh.HTTP2, true
+	case configured != mesh.Detect:
+		return configured, false
+	case negotiated == "h2":
+		return mesh.HTTP2, false
 	}
-	return mesh.HTTP1
+	return mesh.HTTP1, false
 }
 
 // tunnel dials a connection for an opaque one.

@@ -187,7 +187,7 @@ func (l *listener) accept(sc *sock.Conn) {
 	l.srv.process.Accepted.Add(1)
 	l.srv.process.Open.Add(1)
 	if l.cfg.TLS == nil {
-		l.serve(c, sc, l.cfg.Protocol)
+		l.serve(c, sc, l.cfg.Protocol, false)
 		return
 	}
 	sc.StartTLS(l.cfg.TLS, func(err error) {
@@ -197,28 +197,32 @@ func (l *listener) accept(sc *sock.Conn) {
 			l.closed(c, nil)
 			return
 		}
-		l.serve(c, sc, l.negotiated(sc.TLS()))
+		p, link := l.negotiated(sc.TLS())
+		l.serve(c, sc, p, link)
 	})
 }
 
-// negotiated is the protocol of a TLS session: what ALPN says, else what is configured.
-func (l *listener) negotiated(cs *tls.ConnectionState) mesh.Protocol {
+// negotiated is the protocol of a TLS session: what ALPN says, else what is configured; and whether the client is
+// another proxy.
+func (l *listener) negotiated(cs *tls.ConnectionState) (p mesh.Protocol, link bool) {
 	switch cs.NegotiatedProtocol {
+	case mesh.ALPNConduit:
+		return mesh.HTTP2, true
 	case "h2":
-		return mesh.HTTP2
+		return mesh.HTTP2, false
 	case "http/1.1":
-		return mesh.HTTP1
+		return mesh.HTTP1, false
 	}
-	return l.cfg.Protocol
+	return l.cfg.Protocol, false
 }
 
 var opaqueHead = &exchange.Head{Method: "CONNECT"}
 
-func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol) {
+func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 	o := front.Options{
 		Handler: handler{l}, Request: opaqueHead, Protocol: p,
 		Server: exchange.ServerOptions{
-			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c,
+			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c, Internal: link,
 			OnClose: func(err error) { l.closed(c, err) },
 			OnViolation: func(v exchange.Violation) {
 				l.srv.process.Abused(v.Abuse)
