@@ -87,17 +87,18 @@ func (b *backend) expect(id string, res response) *run {
 	return r
 }
 
+// forget ends an exchange. A pipelined request may still arrive that its client has not waited for.
 func (b *backend) forget(id string) {
 	b.mu.Lock()
-	delete(b.cases, id)
+	b.cases[id] = nil
 	b.mu.Unlock()
 }
 
 func (b *backend) find(m *message) *run {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r := b.cases[m.get(caseField)]
-	if r == nil {
+	r, known := b.cases[m.get(caseField)]
+	if !known {
 		b.strange = append(b.strange, m.String())
 	}
 	return r
