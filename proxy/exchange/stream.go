@@ -48,6 +48,8 @@ type Stream struct {
 	replay      []byte // request body already forwarded, while it may have to be sent again
 	replayLost  bool
 	precredited int // queued request bytes for which the source has been credited
+	paced       uint64
+	slow        uint8 // see Slow
 	gen         uint32
 	next        *Stream
 }

@@ -35,7 +35,8 @@ type Options struct {
 	Request *exchange.Head
 	// Protocol, when it is not Detect, is certain.
 	Protocol mesh.Protocol
-	// ClientFirst, for Detect: the client is known to speak first. Nothing is opened ahead of it.
+	// ClientFirst, for Detect: the client is known to speak first. Nothing is opened ahead of it, and it has as long as
+	// a client of HTTP has.
 	ClientFirst bool
 	// Wait is how long to wait for the client before an opaque stream is opened; 0: not at all.
 	Wait time.Duration
@@ -49,7 +50,7 @@ type Front struct {
 	c     flow.Conn
 	o     Options
 	buf   []byte
-	timer flow.Timer // to open an opaque stream
+	timer flow.Timer // to open an opaque stream, or to give up a client that says nothing
 	limit flow.Timer // to end indecision
 	codec Codec
 	tcp   *opaque.Server
@@ -65,7 +66,9 @@ func Serve(c flow.Conn, o Options) *Front {
 		f.opaque(nil, nil)
 	default:
 		c.SetReceiver(f)
-		if !o.ClientFirst {
+		if o.ClientFirst {
+			f.timer = o.Server.Clock.After(h1.IdleTimeout, c.Close)
+		} else {
 			// One batch more, so that bytes which came with the connection are seen first.
 			f.timer = o.Server.Clock.After(o.Wait, func() { f.timer = o.Server.Clock.After(0, f.speculate) })
 		}
@@ -108,8 +111,12 @@ func (f *Front) Data(p []byte) {
 
 // bound starts the clock on indecision.
 func (f *Front) bound() {
-	if f.limit == nil && !f.o.ClientFirst {
-		f.limit = f.o.Server.Clock.After(undecided, f.settle)
+	d := undecided
+	if f.o.ClientFirst {
+		d = h1.HeadTimeout
+	}
+	if f.limit == nil {
+		f.limit = f.o.Server.Clock.After(d, f.settle)
 	}
 }
 

@@ -146,11 +146,12 @@ func TestWaitForAKnownClient(t *testing.T) {
 	}
 }
 
-func TestClientFirstIsWaitedForWithoutEnd(t *testing.T) {
+func TestClientFirstIsWaitedFor(t *testing.T) {
 	r := start(Options{ClientFirst: true})
-	r.n.Advance(time.Hour)
+	r.n.Advance(4 * time.Minute)
 	r.client.Send("GE")
-	r.n.Advance(time.Hour)
+	r.n.Run()
+	r.n.Advance(9 * time.Second)
 	if len(r.seen) != 0 {
 		t.Fatal("a stream was opened before the client had finished a word")
 	}
@@ -194,5 +195,37 @@ func TestClientLeavesWithoutAWord(t *testing.T) {
 	r.n.Run()
 	if r.server == nil || !r.server.HadEOF {
 		t.Error("a half-closed connection was not carried on")
+	}
+}
+
+// A client that must speak first, and does not, is not waited for longer than one of HTTP.
+func TestSilentClientFirst(t *testing.T) {
+	r := start(Options{ClientFirst: true})
+	r.n.Advance(5*time.Minute - time.Second)
+	if r.client.Over() || len(r.seen) > 0 {
+		t.Fatalf("over %v, seen %v", r.client.Over(), r.seen)
+	}
+	r.n.Advance(2 * time.Second)
+	if !r.client.Over() || r.closed != 1 || len(r.seen) > 0 {
+		t.Errorf("over %v, closed %d, seen %v", r.client.Over(), r.closed, r.seen)
+	}
+}
+
+// One that says half a word is passed on as it is.
+func TestUndecidedClientFirst(t *testing.T) {
+	r := start(Options{ClientFirst: true})
+	r.client.Send("GE")
+	r.n.Run()
+	r.n.Advance(9 * time.Second)
+	if len(r.seen) > 0 {
+		t.Fatalf("seen %v", r.seen)
+	}
+	r.n.Advance(2 * time.Second)
+	if len(r.seen) != 1 || r.server.Take() != "GE" || r.last() != mesh.Opaque {
+		t.Errorf("seen %v, chosen %v", r.seen, r.chosen)
+	}
+	r.n.Advance(time.Hour)
+	if r.client.Over() {
+		t.Error("closed in the end")
 	}
 }

@@ -127,6 +127,9 @@ func (d *chunked) trailer(c byte) (bool, error) {
 	return len(t) == 2 || t[len(t)-3] == '\n', nil
 }
 
+// open reports whether a chunk, or the trailer section, has begun and has not come to its end.
+func (d *chunked) open() bool { return d.state != chSize || d.digits > 0 }
+
 // fields parses the trailer section of a complete body. Fields that frame or route a message are dropped
 // (RFC 9110, 6.5.1).
 func (d *chunked) fields(pool *exchange.Pool, internal bool) ([]hpack.HeaderField, error) {

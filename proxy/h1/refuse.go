@@ -22,7 +22,10 @@ func (sv *Server) idle() {
 	sv.idleTimer = sv.o.Clock.After(max(rest, IdleTimeout/4), sv.idle)
 }
 
-const slowHead = "the request head took too long"
+const (
+	slowHead = "the request head took too long"
+	slowBody = "the request body comes too slowly"
+)
 
 // timeHead runs the timer of a head that has begun and not ended.
 func (sv *Server) timeHead() {
@@ -40,6 +43,29 @@ func (sv *Server) timeHead() {
 	case !partial && sv.headTimer != nil:
 		sv.headTimer.Stop()
 		sv.headTimer = nil
+	}
+}
+
+// pace looks at a body that is under way. Inside a chunk its client owes the rest of it; between two of them it may be that
+// there is nothing to send yet.
+func (sv *Server) pace() {
+	sv.paceTimer = nil
+	if sv.state != stBody && sv.state != stChunk {
+		return
+	}
+	if sv.s.Slow(sv.state == stBody || sv.chunk.open()) {
+		sv.violation(mesh.ReasonTimeout, mesh.AbuseSlowBody, slowBody)
+		sv.refuse(408, mesh.ReasonTimeout, slowBody)
+		sv.update()
+		return
+	}
+	sv.look()
+}
+
+// look makes pace be called within a tick.
+func (sv *Server) look() {
+	if sv.paceTimer == nil {
+		sv.paceTimer = sv.o.Clock.After(exchange.PaceTick, sv.pace)
 	}
 }
 

@@ -64,9 +64,10 @@ type Server struct {
 	memoHead  *exchange.Head
 	memoFrame framing
 
-	headTimer, idleTimer, lingerTimer flow.Timer
-	lastUse                           int64
-	lingered                          int
+	headTimer, idleTimer, lingerTimer, paceTimer flow.Timer
+
+	lastUse  int64
+	lingered int
 }
 
 // NewServer makes itself the receiver of c. Bytes that were read before are handed on with Data.
@@ -118,6 +119,9 @@ func (sv *Server) keep(p []byte, n int) {
 		sv.in = nil
 	}
 	sv.timeHead()
+	if sv.state == stBody || sv.state == stChunk {
+		sv.look()
+	}
 	if sv.eof && sv.state == stHead && !sv.stalled {
 		sv.shut()
 	}
@@ -318,7 +322,7 @@ func (sv *Server) Drained() {
 // Closed implements flow.Receiver.
 func (sv *Server) Closed(err error) {
 	sv.state = stOver
-	for _, t := range []flow.Timer{sv.headTimer, sv.idleTimer, sv.lingerTimer} {
+	for _, t := range []flow.Timer{sv.headTimer, sv.idleTimer, sv.lingerTimer, sv.paceTimer} {
 		if t != nil {
 			t.Stop()
 		}

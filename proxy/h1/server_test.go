@@ -24,6 +24,7 @@ type rig struct {
 	cl       *h1.Client
 	closed   int
 	reasons  []mesh.Reason
+	abuses   []mesh.Abuse
 	changes  []bool
 }
 
@@ -36,7 +37,12 @@ func newRig(so exchange.ServerOptions, co exchange.ClientOptions) *rig {
 	pool := exchange.NewPool()
 	so.Clock, co.Clock, so.Pool, co.Pool = r.n, r.n, pool, pool
 	so.OnClose = func(error) { r.closed++ }
-	so.OnViolation = func(v exchange.Violation) { r.reasons = append(r.reasons, v.Reason) }
+	so.OnViolation = func(v exchange.Violation) {
+		r.reasons = append(r.reasons, v.Reason)
+		if v.Abuse != mesh.AbuseNone {
+			r.abuses = append(r.abuses, v.Abuse)
+		}
+	}
 	co.OnChange = func(_ exchange.Upstream, ended bool, _ error) { r.changes = append(r.changes, ended) }
 	r.cl = h1.NewClient(r.up, co)
 	r.h.Up = func(*exchange.Stream) exchange.Upstream { return r.cl }

@@ -211,6 +211,9 @@ func (cl *Client) lost() mesh.Reason {
 	return mesh.ReasonUpstreamReset
 }
 
+// slow implements role; a client receives no requests.
+func (cl *Client) slow(*exchange.Stream) {}
+
 // acked implements role; a client sends no PING.
 func (cl *Client) acked() {}
 

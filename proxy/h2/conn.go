@@ -20,6 +20,7 @@ type role interface {
 	unknown(id uint32, typ byte) error // a frame on a stream that is not open
 	idle()                             // the last stream has ended
 	begun()                            // both sides have agreed on their SETTINGS
+	slow(s *exchange.Stream)           // its request's body comes too slowly
 }
 
 // conn is the part that both sides share.
@@ -68,6 +69,10 @@ type conn struct {
 	sure     bool       // see again
 	heard    uint32     // how often something came
 	mark     uint32     // of the last stream, or of heard
+
+	pacer    flow.Timer
+	inSince  int64 // when the incomplete frame began, and the header block
+	hdrSince int64
 
 	sent   uint32 // DATA frames
 	rate   rates
@@ -132,6 +137,8 @@ func (c *conn) Data(p []byte) {
 			if err == nil && n < len(p) && !c.over && !c.choked && !c.tired {
 				c.in = c.pool.Hold(p[n:])
 				n = len(p)
+				c.inSince = 0
+				c.begin(&c.inSince)
 			}
 		}
 		if err != nil {
@@ -350,6 +357,9 @@ func (c *conn) free() {
 		c.in = nil
 	}
 	c.rest, c.hdrBlock, c.blocked = nil, nil, nil
+	if c.pacer != nil {
+		c.pacer.Stop()
+	}
 }
 
 // EOF implements flow.Receiver: an HTTP/2 connection has no use for one direction.

@@ -39,6 +39,8 @@ func (c *conn) onHeaders(flags byte, id uint32, p []byte) error {
 	if flags&flEndHeaders == 0 {
 		c.hdrID, c.hdrEnd, c.hdrHuge, c.hdrCount = id, flags&flEndStream != 0, false, 0
 		c.hdrBlock = c.pool.Hold(p)
+		c.hdrSince = 0
+		c.begin(&c.hdrSince)
 		return nil
 	}
 	return c.onBlock(id, flags&flEndStream != 0, p)

@@ -176,7 +176,16 @@ func (sv *Server) open(id uint32, end bool, req *exchange.Head, left int64) {
 	s := sv.pool.NewStream(sv, sv.h, &sv.o)
 	*s.Port(exchange.Down) = exchange.Port{ID: id, Window: sv.initWin, Left: left, GotEnd: end}
 	sv.streams.put(id, s)
+	if left > 0 {
+		sv.look()
+	}
 	s.Open(req, end)
+}
+
+// slow implements role.
+func (sv *Server) slow(s *exchange.Stream) {
+	sv.violation(mesh.ReasonTimeout, mesh.AbuseSlowBody, slowBody)
+	s.Fail(408, mesh.ReasonTimeout, slowBody)
 }
 
 // tooLarge answers a request whose head is over the limits; the connection is none the worse.
