@@ -1,68 +1,95 @@
 package proxy
 
 import (
-	"bufio"
 	"os"
-	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
 
 	"conduit.io/conduit/proxy/loop"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
 	// trimFirst is when start-up is over, and what only it needed can go.
 	trimFirst = 3 * time.Second
-	// trimEvery is how often what only a burst needed, handshakes above all, goes as well. The pages in constant use
-	// come back at once: some hundred page faults, well below a millisecond.
-	trimEvery = 20 * time.Second
-	// trimHeap is the heap up to which it is collected and given back entirely, which takes about a millisecond;
-	// above, the runtime's own pace is the better one.
-	trimHeap = 32 << 20
+	// trimEvery is how often it is looked whether memory can be given back.
+	trimEvery = 5 * time.Second
+	// trimFile is the resident part of the program's file above which it is dropped: what start-up, handshakes or some
+	// other rare work needed goes, and what is in constant use comes back at once, in a few hundred page faults.
+	trimFile = 2 << 20
+	// trimSlack is the heap that is not in use at which it is collected and given back entirely. That takes about a
+	// millisecond as long as the heap is not larger than trimHeap.
+	trimSlack = 384 << 10
+	trimHeap  = 32 << 20
+	// trimCycles within trimEvery: the collector has so much to do that what is given back would be taken again at once.
+	trimCycles = 10
 )
 
-// trim gives memory back that is not in use, again and again: heap, and the pages of the program's file. Those come
-// back from the page cache when they are needed, without reading a disk.
-func trim(l *loop.Loop) { l.Post(func() { l.After(trimFirst, func() { trimAgain(l) }) }) }
-
-func trimAgain(l *loop.Loop) {
-	go func() {
-		var m runtime.MemStats
-		if runtime.ReadMemStats(&m); m.HeapSys-m.HeapReleased <= trimHeap {
-			debug.FreeOSMemory()
-		}
-		trimText()
-	}()
-	l.After(trimEvery, func() { trimAgain(l) })
+// trimmer gives memory back that is not in use, again and again.
+type trimmer struct {
+	loop    *loop.Loop
+	program []span
+	cycles  uint64
 }
 
-// trimText drops the read-only mappings of the executable from this process (madvise(2), MADV_DONTNEED).
-func trimText() {
-	exe, err := os.Readlink("/proc/self/exe")
+// trim begins with it. The clock is the loop's, the work is not.
+func trim(l *loop.Loop) {
+	t := &trimmer{loop: l}
+	var err error
+	if t.program, err = program(); err == nil {
+		_, _ = mapSingly(t.program) // for the life of the process
+		drop(t.program)
+	}
+	l.Post(func() { l.After(trimFirst, t.again) })
+}
+
+func (t *trimmer) again() {
+	go t.run()
+	t.loop.After(trimEvery, t.again)
+}
+
+func (t *trimmer) run() {
+	if t.slack() >= trimSlack {
+		debug.FreeOSMemory()
+	}
+	if resident() >= trimFile {
+		drop(t.program)
+	}
+}
+
+// slack is how much of the heap would be free after a collection, 0 when it is not to be asked for.
+func (t *trimmer) slack() uint64 {
+	m := []metrics.Sample{
+		{Name: "/gc/cycles/total:gc-cycles"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
+	metrics.Read(m)
+	cycles, live, objects, free := m[0].Value.Uint64(), m[1].Value.Uint64(), m[2].Value.Uint64(), m[3].Value.Uint64()
+	since := cycles - t.cycles
+	t.cycles = cycles
+	if since > trimCycles || objects > trimHeap {
+		return 0
+	}
+	return free + max(objects, live) - live
+}
+
+// resident is how much of this process's memory is pages of files.
+func resident() uint64 {
+	b, err := os.ReadFile("/proc/self/statm") // sizes in pages: program, resident, shared (proc(5))
 	if err != nil {
-		return
+		return 0
 	}
-	maps, err := os.Open("/proc/self/maps")
+	f := strings.Fields(string(b))
+	if len(f) < 3 {
+		return 0
+	}
+	n, err := strconv.ParseUint(f[2], 10, 64)
 	if err != nil {
-		return
+		return 0
 	}
-	defer maps.Close()
-	for sc := bufio.NewScanner(maps); sc.Scan(); {
-		// ADDRESS PERMISSIONS OFFSET DEVICE INODE PATH (proc(5))
-		f := strings.Fields(sc.Text())
-		if len(f) < 6 || f[5] != exe || strings.Contains(f[1], "w") {
-			continue
-		}
-		from, to, _ := strings.Cut(f[0], "-")
-		a, err1 := strconv.ParseUint(from, 16, 64)
-		z, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 == nil && err2 == nil && z > a {
-			// Advice: that it is not taken does no harm.
-			_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, uintptr(a), uintptr(z-a), unix.MADV_DONTNEED)
-		}
-	}
+	return n * uint64(os.Getpagesize())
 }
