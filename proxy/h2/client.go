@@ -17,7 +17,7 @@ type Client struct {
 	o      exchange.ClientOptions
 	next   uint32
 	served uint64
-	gone   bool        // the server sent GOAWAY
+	gone   bool // the server sent GOAWAY
 	held   []held
 	asked  bool        // a PING awaits its answer
 	broken bool        // the server broke the protocol: what is sent again must go elsewhere
