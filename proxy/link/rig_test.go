@@ -182,7 +182,12 @@ func (n *testNode) want(lines ...string) {
 
 func eventually(t *testing.T, ok func() bool, why func() string) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	within(t, 5*time.Second, ok, why)
+}
+
+func within(t *testing.T, d time.Duration, ok func() bool, why func() string) {
+	t.Helper()
+	deadline := time.Now().Add(d)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

@@ -383,6 +383,9 @@ func TestSession(t *testing.T) {
 	set(node.Certificates{Leaves: []node.Leaf{ca.leaf(t, srv, nil)}})
 	again(cli, false, "new certificate of the server")
 	again(cli, true, "and again")
+	set(node.Certificates{Leaves: []node.Leaf{ca.leaf(t, cli, nil)}})
+	again(cli, false, "new certificate of the client")
+	again(cli, true, "and again")
 	set(node.Certificates{Roots: append(newAuthority(t).pem, ca.pem...)})
 	again(cli, false, "new roots beside the old")
 	clients := [2]any{clientConfig(t, st, cli, srv), clientConfig(t, st, cli, srv)}

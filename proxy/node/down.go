@@ -46,6 +46,7 @@ type down struct {
 	src    string         // inbound: label of the client
 	front  *front.Front   // nil before there is one, and for what needs none
 	drain  func()         // ends the connection gracefully; nil before there is a codec
+	lease  flow.Timer     // of an mTLS link: until its certificates expire
 
 	// The last upstream group, and the last fields sent to another proxy: both are nearly always the next ones too.
 	lastKey poolKey
@@ -87,6 +88,9 @@ func (sh *shard) closed(d *down, err error) {
 	d.share.drop(d)
 	d.share = nil
 	sh.n.process.Open.Add(-1)
+	if d.lease != nil {
+		d.lease.Stop()
+	}
 	if d.kind == inboundMesh && d.drain != nil {
 		sh.n.process.MeshOpen.Add(-1)
 	}

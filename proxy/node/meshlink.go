@@ -43,11 +43,13 @@ func (sh *shard) serveMesh(d *down, c *sock.Conn) {
 			sh.closed(d, nil) // the connection closes by itself
 			return
 		}
-		sh.linkUp(d, c, c.TLS())
+		sh.linkUp(d, c, cfg)
 	})
 }
 
-func (sh *shard) linkUp(d *down, c *sock.Conn, cs *tls.ConnectionState) {
+// linkUp serves a link that was made with cfg.
+func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
+	cs := c.TLS()
 	peer, err := mtls.PeerIdentity(cs)
 	if err != nil {
 		sh.n.process.HandshakeFailed(mesh.ReasonPeerIdentity)
@@ -62,6 +64,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cs *tls.ConnectionState) {
 	o.Internal = !d.hbone
 	srv := h2.NewServer(c, handler{sh}, o)
 	d.drain = srv.Drain
+	d.lease = sh.n.certs.Lease(sh.loop, cfg, cs, srv.Drain)
 	if sh.leaving || d.share.pod.draining.Load() { // begun during the handshake
 		srv.Drain()
 	}

@@ -170,7 +170,9 @@ func (sh *shard) dialLink(k poolKey, done func(pool.Dialed)) (cancel func()) {
 			done(pool.Dialed{Reason: reason, Err: err})
 			return
 		}
-		done(pool.Dialed{Conn: c, Protocol: mesh.HTTP2})
+		cs := c.TLS()
+		lease := func(f func()) flow.Timer { return sh.n.certs.Lease(sh.loop, cfg, cs, f) }
+		done(pool.Dialed{Conn: c, Protocol: mesh.HTTP2, Lease: lease})
 	})
 }
 

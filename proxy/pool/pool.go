@@ -25,8 +25,10 @@ type Dialed struct {
 	Conn     flow.Conn
 	Protocol mesh.Protocol
 	Internal bool // the handshake has shown that the peer is another proxy, if Options.Internal does not say so
-	Reason   mesh.Reason
-	Err      error
+	// Lease, if set, makes a timer that calls f when the connection should take no more streams.
+	Lease  func(f func()) flow.Timer
+	Reason mesh.Reason
+	Err    error
 }
 
 // Options configure a Pool.
@@ -63,7 +65,8 @@ type Pool struct {
 
 type member struct {
 	u      exchange.Upstream
-	served uint64 // at the last Sweep
+	lease  flow.Timer // nil: none
+	served uint64     // at the last Sweep
 	ready  bool
 	gone   bool
 }
@@ -242,6 +245,9 @@ func (p *Pool) add(r Dialed) {
 	} else {
 		m.u = h2.NewClient(r.Conn, o)
 	}
+	if r.Lease != nil {
+		m.lease = r.Lease(m.u.Drain)
+	}
 	p.push(m)
 }
 
@@ -249,6 +255,9 @@ func (p *Pool) changed(m *member, ended bool) {
 	if ended {
 		if !m.gone {
 			m.gone = true
+			if m.lease != nil {
+				m.lease.Stop()
+			}
 			delete(p.members, m)
 			p.count(-1)
 		}
