@@ -166,20 +166,21 @@ func (h *handshake) run() {
 	}
 	<-gate
 	h.slots.exit(h)
-	if stop := h.given(); stop != nil {
-		err = stop
-	}
 	h.result = err
 	if !h.c.l.Post(func() { h.finish(h.result) }) {
 		unix.Close(h.c.fd) // the loop has ended and forgotten us
 	}
 }
 
-// finish is the end, on the loop. It runs once.
+// finish is the end, on the loop. It runs once. What was abandoned stays so, even if the handshake had just succeeded:
+// nobody would own the connection.
 func (h *handshake) finish(err error) {
 	c := h.c
 	if c.stage != h {
 		return
+	}
+	if stop := h.given(); stop != nil {
+		err = stop
 	}
 	h.timer.Stop()
 	c.stage, c.tls.w.hs = nil, nil
