@@ -100,6 +100,7 @@ type run struct {
 	begin   time.Time
 	samples []sample
 	said    time.Time
+	failed  uint64
 }
 
 // soak returns what is wrong with the proxies; an error means that it could not find out.
@@ -201,7 +202,7 @@ func (r *run) sample(phase string) (sample, error) {
 	t := r.load.total()
 	now := time.Now()
 	s := sample{At: now.UTC(), Seconds: now.Sub(r.begin).Seconds(), Phase: phase, Proxies: map[string]reading{},
-		Sent: t.Sent, Done: t.Completed, Failed: t.Failed, Misuses: r.load.misuser.done.Load()}
+		Sent: t.Sent, Done: t.Completed, Failed: t.Failed, Reasons: t.Failures, Misuses: r.load.misuser.done.Load()}
 	for _, p := range r.rig.proxies() {
 		v, err := p.read()
 		if err != nil {
@@ -219,6 +220,10 @@ func (r *run) sample(phase string) (sample, error) {
 		fmt.Fprintf(r.stdout, "%6.0fs %-6s %d sent, %d failed, %d late, %d misuses; RSS %.1f + %.1f MiB, anon %.1f + %.1f; goroutines %.0f + %.0f, fds %.0f + %.0f, connections %.0f + %.0f, streams %.0f + %.0f\n",
 			s.Seconds, phase, s.Sent, s.Failed, t.Late, s.Misuses, c.RSS/1024, v.RSS/1024, c.Anon/1024, v.Anon/1024,
 			c.Goroutines, v.Goroutines, c.Files, v.Files, c.Connections, v.Connections, c.Streams, v.Streams)
+		if t.Failed != r.failed {
+			fmt.Fprintf(r.stdout, "        failed until now: %v\n", t.Failures)
+			r.failed = t.Failed
+		}
 	}
 	return s, nil
 }

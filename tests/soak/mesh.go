@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -129,15 +130,20 @@ func (r *rig) issue(ca *identity.CA, account string) (*tlsFiles, error) {
 	return f, errors.Join(os.WriteFile(f.Cert, leaf.Chain, 0o600), os.WriteFile(f.Key, leaf.Key, 0o600), os.WriteFile(f.CA, ca.Roots(), 0o600))
 }
 
-// freePorts finds n addresses that nobody listens on now.
+// freePorts finds n addresses that nobody listens on now. They lie below the ports that the kernel gives to clients, one
+// of which would else take one before the proxy does.
 func freePorts(n int) (out []netip.AddrPort, err error) {
-	for range n {
-		ln, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
+	port := 20000 + rand.IntN(10000)
+	for tries := 0; len(out) < n; tries++ {
+		a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port+tries))
+		ln, err := net.Listen("tcp4", a.String())
+		switch {
+		case err == nil:
+			defer ln.Close()
+			out = append(out, a)
+		case tries > 1000:
 			return nil, err
 		}
-		defer ln.Close()
-		out = append(out, ln.Addr().(*net.TCPAddr).AddrPort())
 	}
 	return out, nil
 }

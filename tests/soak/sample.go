@@ -33,6 +33,7 @@ type sample struct {
 	Sent    uint64             `json:"sent"`
 	Done    uint64             `json:"completed"`
 	Failed  uint64             `json:"failed"`
+	Reasons map[string]uint64  `json:"failures"` // of the good requests, by kind and reason
 	Misuses uint64             `json:"misuses"`
 }
 
