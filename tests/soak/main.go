@@ -128,6 +128,8 @@ func soak(ctx context.Context, o *options, stdout io.Writer) (faults []string, e
 	if err != nil {
 		return r.load.faults(), err
 	}
+	t := r.load.total()
+	fmt.Fprintf(stdout, "%d good requests in %v, %d failed: %v; %d misuses\n", t.Sent, o.time, t.Failed, t.Failures, r.load.misuser.done.Load())
 	faults = r.load.faults()
 	for _, p := range r.rig.proxies() {
 		lines, grown := judgeGrowth(p.name, r.samples)
@@ -216,14 +218,20 @@ func (r *run) sample(phase string) (sample, error) {
 	}
 	if now.Sub(r.said) >= 10*time.Second || phase == "before" {
 		r.said = now
-		c, v := s.Proxies["client"], s.Proxies["server"]
-		fmt.Fprintf(r.stdout, "%6.0fs %-6s %d sent, %d failed, %d late, %d misuses; RSS %.1f + %.1f MiB, anon %.1f + %.1f; goroutines %.0f + %.0f, fds %.0f + %.0f, connections %.0f + %.0f, streams %.0f + %.0f\n",
-			s.Seconds, phase, s.Sent, s.Failed, t.Late, s.Misuses, c.RSS/1024, v.RSS/1024, c.Anon/1024, v.Anon/1024,
-			c.Goroutines, v.Goroutines, c.Files, v.Files, c.Connections, v.Connections, c.Streams, v.Streams)
-		if t.Failed != r.failed {
-			fmt.Fprintf(r.stdout, "        failed until now: %v\n", t.Failures)
-			r.failed = t.Failed
-		}
+		r.say(&s)
 	}
 	return s, nil
+}
+
+// say shows a sample, the client's proxy first.
+func (r *run) say(s *sample) {
+	c, v := s.Proxies["client"], s.Proxies["server"]
+	fmt.Fprintf(r.stdout, "%6.0fs %-6s %d sent, %d failed, %d misuses; RSS %.1f + %.1f MiB, anon %.1f + %.1f; goroutines %.0f + %.0f, fds %.0f + %.0f, ",
+		s.Seconds, s.Phase, s.Sent, s.Failed, s.Misuses, c.RSS/1024, v.RSS/1024, c.Anon/1024, v.Anon/1024, c.Goroutines, v.Goroutines, c.Files, v.Files)
+	fmt.Fprintf(r.stdout, "connections %.0f + %.0f, streams %.0f + %.0f; CPU %.0f + %.0f s, waited for one %.0f + %.0f s\n",
+		c.Connections, v.Connections, c.Streams, v.Streams, c.CPU, v.CPU, c.Starved, v.Starved)
+	if s.Failed != r.failed {
+		r.failed = s.Failed
+		fmt.Fprintf(r.stdout, "        failed until now: %v\n", s.Reasons)
+	}
 }

@@ -22,6 +22,8 @@ type reading struct {
 	Connections float64 `json:"connections"` // accepted, of any kind
 	Opaque      float64 `json:"tcp_connections"`
 	Streams     float64 `json:"streams"` // requests that have begun and not ended
+	CPU         float64 `json:"cpu_s"`   // used until now
+	Starved     float64 `json:"wait_s"`  // for which its threads were ready, and others ran
 }
 
 // sample is what is recorded every few seconds, a line of JSON.
@@ -37,7 +39,7 @@ type sample struct {
 	Misuses uint64             `json:"misuses"`
 }
 
-var client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // get asks the admin server.
 func (p *proxy) get(path string) ([]byte, error) {
@@ -94,9 +96,30 @@ func (p *proxy) read() (r reading, err error) {
 			return r, err
 		}
 	}
+	if r.CPU, r.Starved, err = cpu(proc); err != nil {
+		return r, err
+	}
 	fds, err := os.ReadDir(proc + "/fd")
 	r.Files = float64(len(fds))
 	return r, err
+}
+
+// cpu is for how many seconds the threads of a process ran, and waited for a processor.
+func cpu(proc string) (ran, waited float64, err error) {
+	tasks, err := os.ReadDir(proc + "/task")
+	for _, t := range tasks {
+		data, err := os.ReadFile(proc + "/task/" + t.Name() + "/schedstat")
+		if err != nil {
+			continue // it has ended
+		}
+		var r, w float64
+		if _, err := fmt.Sscan(string(data), &r, &w); err != nil {
+			return 0, 0, err
+		}
+		ran += r / 1e9
+		waited += w / 1e9
+	}
+	return ran, waited, err
 }
 
 // sums adds up the series of each metric.
