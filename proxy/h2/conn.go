@@ -315,7 +315,7 @@ func (c *conn) die(err error) {
 	c.role.violated(ce)
 	c.writeGoAway(c.hp.lastID, ce.code)
 	c.shut()
-	if c.c.Backlog() > flow.HighWater { // it does not read, and would be waited for
+	if c.c.Backlog() > maxBacklog/2 { // it does not read, and would be waited for
 		c.c.Abort()
 	}
 }

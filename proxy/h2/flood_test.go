@@ -175,7 +175,12 @@ func TestUnreadAnswersAreDropped(t *testing.T) {
 	r = newRig(false)
 	r.client.C.Room = 4 << 10
 	r.client.C.Pause()
-	r.client.Send(strings.Repeat(raw(6, 0, 0, make([]byte, 8)...), 9000) + raw(6, 0, 1))
+	for range 2 {
+		r.client.Send(strings.Repeat(raw(6, 0, 0, make([]byte, 8)...), 9000))
+		r.n.Run()
+		r.n.Advance(2 * time.Second)
+	}
+	r.client.Send(raw(6, 0, 1))
 	r.n.Run()
 	if !r.down.IsRST || r.closed != 1 {
 		t.Errorf("reset %v, closed %d, backlog %d", r.down.IsRST, r.closed, r.down.Backlog())

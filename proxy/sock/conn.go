@@ -34,6 +34,9 @@ const (
 	// lingerTimeout bounds how long a closed connection waits for the peer's FIN. Closing with bytes unread would
 	// make the kernel send RST, which can destroy the bytes in flight to the peer.
 	lingerTimeout = 2 * time.Second
+	// lingerMax is how many bytes more it reads for that, and throws away: more than an HTTP/2 client may have under way.
+	// Whoever sends on has to wait.
+	lingerMax = 8 << 20
 	// deadTimeout bounds how long a connection that is paused stays after the peer has reset it.
 	deadTimeout = 30 * time.Second
 )
@@ -57,6 +60,8 @@ type Conn struct {
 	fd    int
 
 	local, remote netip.AddrPort
+
+	unwanted int // bytes read since Close
 
 	paused  bool // the receiver wants no data
 	canRead bool // the kernel may have something

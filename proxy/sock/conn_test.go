@@ -551,3 +551,28 @@ func TestIdleConnectionMemory(t *testing.T) {
 	}
 	runtime.KeepAlive(conns)
 }
+
+// TestCloseReadsNoFlood: a peer that goes on sending after Close is not read on and on; it still gets the answer.
+func TestCloseReadsNoFlood(t *testing.T) {
+	l := start(t)
+	c, peer := accepted(t, l)
+	var p *probe
+	do(t, l, func() {
+		p = watch(t, c)
+		c.Write([]byte("bye"))
+		c.Close()
+	})
+	go func() {
+		for b := make([]byte, 64<<10); ; {
+			if _, err := peer.Write(b); err != nil {
+				return
+			}
+		}
+	}()
+	if got := readAll(t, peer); string(got) != "bye" {
+		t.Errorf("the peer read %q", got)
+	}
+	if err := recv(t, p.closed); err != nil || c.unwanted > lingerMax+turnBytes {
+		t.Errorf("Closed(%v), %d bytes were read", err, c.unwanted)
+	}
+}

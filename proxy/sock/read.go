@@ -51,7 +51,7 @@ func (c *Conn) readPlain() {
 // discard reads on after Close, so that the end of the connection is seen and is not a reset.
 func (c *Conn) discard() {
 	buf := c.l.Buffer()
-	for total := 0; c.canRead && !c.eof && !c.dead; {
+	for total := 0; c.canRead && !c.eof && !c.dead && c.unwanted < lingerMax; {
 		if total >= turnBytes {
 			c.soon()
 			return
@@ -67,6 +67,7 @@ func (c *Conn) discard() {
 			c.settle()
 		default:
 			total += n
+			c.unwanted += n
 		}
 	}
 }
