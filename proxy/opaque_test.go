@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // serveTCP runs f for every connection.
@@ -65,6 +67,31 @@ func TestServerFirst(t *testing.T) {
 }
 
 // A client that says something short and waits, in letters that might have become a method, is served.
+// A server of HTTP/2 may speak first (RFC 9113, 3.4). A client of HTTP/1.1 that is slow to ask does not get to see that.
+func TestSlowClientOfHTTP2(t *testing.T) {
+	spoken := make(chan struct{}, 8)
+	up := serveTCP(t, func(c *net.TCPConn) {
+		if err := http2.NewFramer(c, nil).WriteSettings(); err != nil {
+			t.Error(err)
+		}
+		spoken <- struct{}{}
+		io.Copy(io.Discard, c)
+	})
+	l := proxyTo(up, "detect")
+	l["upstream_protocol"] = "http2"
+	p := startProxy(t, config{"listeners": []any{l}})
+	c := dial(t, p.addrs[0])
+	select { // wrong if it ever happens; long enough for what would be at once
+	case <-spoken:
+		t.Fatal("the upstream was asked before the client had said a word")
+	case <-time.After(300 * time.Millisecond):
+	}
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-spoken
+}
+
 func TestUndecidedClient(t *testing.T) {
 	up := serveTCP(t, func(c *net.TCPConn) {
 		b := make([]byte, 16)

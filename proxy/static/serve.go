@@ -230,6 +230,8 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 			},
 		},
 		Chosen: func(p mesh.Protocol) { l.http = p != mesh.Opaque },
+		// What is said to an upstream of one HTTP version cannot be passed on as it comes, nor what it says.
+		ClientFirst: l.cfg.UpstreamProtocol != mesh.Detect,
 	}
 	if l.http {
 		o.Wait = clientFirst
