@@ -130,11 +130,12 @@ func parse(e Env) (*options, error) {
 	return o, nil
 }
 
-// limitMemory keeps the process small: one processor more than there are loops, for handshakes and the rest, and a
+// limitMemory keeps the process small: one processor more than there are loops, which keep theirs even while they wait
+// (see package loop), for handshakes and the rest, and a
 // collector that starts at 1 MiB of heap (4 MiB times the percentage) instead of 4: hardly anything is allocated per
 // request, so it still runs seldom.
 func limitMemory(shards int) {
-	runtime.GOMAXPROCS(min(runtime.NumCPU(), shards+1))
+	runtime.GOMAXPROCS(shards + 1)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25)
 	}

@@ -2,7 +2,6 @@ package loop
 
 import (
 	"fmt"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,15 +89,6 @@ func (l *Loop) Watched() int {
 		}
 	}
 	return n
-}
-
-// wait asks epoll without waiting. A raw call: it cannot block, so the scheduler need not be told.
-func (l *Loop) wait() int {
-	n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epfd), uintptr(unsafe.Pointer(&l.evs[0])), maxEvents, 0, 0, 0)
-	if e != 0 {
-		return 0
-	}
-	return int(n)
 }
 
 func (l *Loop) dispatch(n int) {

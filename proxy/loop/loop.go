@@ -1,18 +1,16 @@
 // Package loop is one shard of the proxy: a goroutine that waits for many descriptors at once and runs every callback
 // of the connections it owns, so that nothing inside a shard needs a lock.
 //
-// The shard has an epoll instance of its own, which is itself parked on Go's network poller (one epoll inside another,
-// epoll(7)). Blocking in epoll_wait instead would cost a thread hand-over on every wake-up.
+// The shard has an epoll instance of its own. Under load it waits in epoll_wait(2) itself, without telling Go's scheduler;
+// idle, it leaves its processor to others and waits on Go's network poller. A blocking system call as the scheduler
+// knows it would cost a thread hand-over on every wake-up.
 package loop
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	"conduit.io/conduit/proxy/flow"
@@ -26,9 +24,6 @@ var ErrStopped = errors.New("loop stopped")
 const (
 	bufferSize = 64 << 10
 	maxEvents  = 256
-	// yieldEvery is how many turns without parking pass before other goroutines get the processor: raw system calls
-	// never hand it over, and with one processor a busy shard would starve handshakes and the admin server.
-	yieldEvery = 16
 	// flushRounds bounds how often flushing may cause more flushing before descriptors get their turn.
 	flushRounds = 4
 )
@@ -46,16 +41,13 @@ type Flusher interface {
 
 // Loop is a shard. All methods except Post, Do, Stop and Run must be called on its goroutine, that is from a callback.
 type Loop struct {
-	epoll *os.File
-	raw   syscall.RawConn
-	epfd  int
-	wakeR int // eventfd
-	poll  func(uintptr) bool
-	n     int
-	evs   [maxEvents]unix.EpollEvent
+	epfd     int
+	wakeR    int // eventfd
+	gate     gate
+	patience time.Duration
+	evs      [maxEvents]unix.EpollEvent
 
 	now      int64
-	armed    int64 // read deadline of epoll, 0: none, -1: it has passed and must be set anew
 	timers   timers
 	handlers []slot
 	soon     []Task
@@ -86,21 +78,14 @@ func New() (*Loop, error) {
 		unix.Close(epfd)
 		return nil, fmt.Errorf("create eventfd: %w", err)
 	}
-	// Only a descriptor that is non-blocking when os.NewFile sees it is given to Go's poller.
-	if err := unix.SetNonblock(epfd, true); err != nil {
-		unix.Close(epfd)
-		unix.Close(ev)
-		return nil, fmt.Errorf("set epoll non-blocking: %w", err)
-	}
-	l := &Loop{epoll: os.NewFile(uintptr(epfd), "epoll"), epfd: epfd, wakeR: ev, done: make(chan struct{})}
-	l.poll = func(uintptr) bool { l.n = l.wait(); return l.n > 0 }
-	l.now = nanotime()
-	if l.raw, err = l.epoll.SyscallConn(); err == nil {
-		err = unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, ev, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(ev)})
+	l := &Loop{epfd: epfd, wakeR: ev, done: make(chan struct{}), now: nanotime(), patience: patience}
+	if err = unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, ev, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(ev)}); err == nil {
+		err = l.gate.open(epfd)
 	}
 	if err != nil {
-		l.release()
-		return nil, fmt.Errorf("set up epoll: %w", err)
+		unix.Close(epfd)
+		unix.Close(ev)
+		return nil, fmt.Errorf("set up loop: %w", err)
 	}
 	return l, nil
 }
@@ -110,6 +95,8 @@ func New() (*Loop, error) {
 func (l *Loop) Run(ctx context.Context) {
 	unhook := context.AfterFunc(ctx, l.Stop)
 	defer unhook()
+	runs(1)
+	defer runs(-1)
 	for !l.stopping {
 		l.turn(l.park())
 	}
@@ -168,58 +155,6 @@ func nanotime() int64 { return int64(time.Since(base)) }
 
 // Now is the time at the start of the batch in nanoseconds; monotonic, and comparable between loops of one process.
 func (l *Loop) Now() int64 { return l.now }
-
-// park returns the number of events in evs, waiting for one, a post or a timer if nothing else is to be done.
-func (l *Loop) park() int {
-	if n := l.wait(); n > 0 || len(l.soon) > 0 || len(l.flush) > 0 {
-		l.busy++
-		if l.busy%yieldEvery == 0 {
-			runtime.Gosched()
-		}
-		return n
-	}
-	l.busy = 0
-	if !l.arm() || !l.setParked() {
-		return 0
-	}
-	l.n = 0
-	err := l.raw.Read(l.poll)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		l.armed = -1
-	} else if err != nil {
-		panic(fmt.Sprintf("loop: wait on epoll: %v", err)) // only a closed descriptor can do this: a bug
-	}
-	return l.n
-}
-
-// setParked makes the next Post wake the loop up; it reports false when there has been a Post.
-func (l *Loop) setParked() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.parked = len(l.inbox) == 0
-	return l.parked
-}
-
-// arm sets the deadline of the wait; it reports false when a timer is due already. A deadline that is too early is
-// left alone: it costs one idle wake-up, while most timers are stopped long before they are due.
-func (l *Loop) arm() bool {
-	next := l.timers.next()
-	if next != 0 && next <= nanotime() {
-		return false
-	}
-	if l.armed == next || (l.armed > 0 && (next == 0 || next > l.armed)) {
-		return true
-	}
-	var at time.Time
-	if next != 0 {
-		at = base.Add(time.Duration(next))
-	}
-	if err := l.epoll.SetReadDeadline(at); err != nil {
-		panic(fmt.Sprintf("loop: set deadline: %v", err))
-	}
-	l.armed = next
-	return true
-}
 
 // turn is one batch.
 func (l *Loop) turn(n int) {
@@ -297,6 +232,7 @@ func (l *Loop) finish() {
 }
 
 func (l *Loop) release() {
-	l.epoll.Close()
+	l.gate.file.Close()
+	unix.Close(l.epfd)
 	unix.Close(l.wakeR)
 }
