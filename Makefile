@@ -12,6 +12,7 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := build
 .PHONY: help build plugins demo test vet lint unit race kernels conformance soak fuzz generate clean
+.PHONY: bench bench-memory bench-tools bench-caddy
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,19 @@ conformance: build ## h2spec against the proxy, plaintext and TLS; reports in te
 soak: build ## two proxies with mTLS under load and misuse; fails when anything grows (SOAK_FLAGS='--for 2h --rate 5000')
 	$(GO) build -o $(BIN)/soak ./tests/soak
 	$(BIN)/soak --proxy $(BIN)/conduit-proxy $(SOAK_FLAGS)
+
+bench: build bench-tools bench-caddy ## Conduit's proxy and its peers side by side (1-2 h; BENCH_FLAGS=--quick takes minutes, --help lists all)
+	$(BIN)/bench/bench $(BENCH_FLAGS)
+
+bench-memory: build bench-tools ## Conduit's memory against its ceilings (a minute)
+	$(BIN)/bench/bench --memory-only
+
+bench-tools:
+	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/bench/ ./tests/bench ./tests/bench/control/... ./tests/load
+
+# Of a module of its own: what it depends on is much, and nothing of it is Conduit's. Without the network it is left out.
+bench-caddy:
+	@test -x $(BIN)/bench/caddy -a $(BIN)/bench/caddy -nt tests/bench/caddy/go.mod || (cd tests/bench/caddy && $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/bench/caddy .) || echo 'Caddy cannot be built; it is left out' >&2
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)

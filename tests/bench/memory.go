@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"conduit.io/conduit/tests/bench/memory"
+	"conduit.io/conduit/tests/bench/peers"
+	"conduit.io/conduit/tests/bench/report"
+)
+
+const (
+	settle   = 25 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
+	loadTime = 25 * time.Second
+)
+
+// counts of idle connections.
+var counts = []int{0, 100, 1000, 10000}
+
+// fullMemory measures every peer: idle connections of each kind, and load.
+func fullMemory(ctx context.Context, b *bench, o *options, r *report.Run, progress io.Writer) error {
+	m := &memory.Meter{Starter: b.starter, Tools: b.tools, Settle: settle, Progress: progress}
+	for _, k := range memory.Kinds {
+		if err := m.Idle(ctx, r, memory.Stations(k, o.plan.Peers, counts...), nil); err != nil {
+			return err
+		}
+	}
+	for _, d := range o.plan.Peers {
+		if d.Control() || !d.Serves(peers.H2) {
+			continue
+		}
+		if err := m.Load(ctx, r, d, loadTime); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tolerance is by how much a ceiling may be exceeded before memoryOnly fails.
+const tolerance = 1.25
+
+// memoryOnly measures Conduit's ceilings in less than a minute: all at the same time, in processes of their own.
+func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error {
+	o.realTime = false
+	b, err := open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer b.rig.Close()
+	r := begin(o, b.rig)
+	ours := slices.DeleteFunc(peers.Defs(), func(d *peers.Def) bool { return d.Name != peers.Conduit && d.Name != peers.ConduitMesh })
+	var stations []*memory.Station
+	for _, k := range memory.Kinds {
+		for _, n := range []int{0, 1000, 10000} {
+			stations = append(stations, memory.Stations(k, ours, n)...)
+		}
+	}
+	for _, d := range ours {
+		r.Peers = append(r.Peers, report.Peer{Name: d.Name, Title: d.Title, Hops: d.Hops, MTLS: d.MTLS()})
+	}
+	m := &memory.Meter{Starter: b.starter, Tools: b.tools, Settle: settle, Progress: stderr}
+	err = m.Idle(ctx, r, stations, func(ctx context.Context) error {
+		return m.Load(ctx, r, ours[1], loadTime)
+	})
+	if err != nil {
+		return err
+	}
+	r.Derive()
+	for _, t := range r.Tables() {
+		if err := t.Text(stdout); err != nil {
+			return err
+		}
+	}
+	return judge(r)
+}
+
+// judge is an error when a measurement failed, or a ceiling is exceeded by more than the tolerance.
+func judge(r *report.Run) error {
+	var all error
+	for _, m := range r.Memory {
+		if m.Error != "" {
+			all = errors.Join(all, fmt.Errorf("memory of %s, %s, %d connections: %s", m.Peer, m.State, m.Connections, m.Error))
+		}
+	}
+	for _, g := range r.Goals {
+		if g.Value.N > 0 && g.Value.Median > g.Limit*tolerance {
+			all = errors.Join(all, fmt.Errorf("%s: %s, more than %.0f %% above the ceiling (%s)", g.Subject, g.Measured, (tolerance-1)*100, g.Goal))
+		}
+	}
+	return all
+}
