@@ -1,7 +1,10 @@
 // Package detect tells from the first bytes of a connection what it speaks, and remembers it per destination.
 package detect
 
-import "bytes"
+import (
+	"bytes"
+	"strings"
+)
 
 // Verdict is what the bytes say.
 type Verdict uint8
@@ -34,9 +37,10 @@ var methods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE
 // bytes were split: once it is not More, more bytes do not change it, except that an HTTP/1 request line without its
 // end is believed on the strength of a well-known method and target.
 //
-// The check is conservative: a request in HTTP clothes that is passed on as bytes loses metrics, but a byte protocol
-// taken for HTTP breaks. Other methods than the well-known need a whole request line with its HTTP version. CONNECT is
-// opaque: a client of a forward proxy asks for a tunnel through that proxy, of which only the bytes concern the mesh.
+// A line that begins with a token and ends with a version HTTP/1.x is HTTP, however wrong it may be in between: the
+// codec answers 400, so that nobody reaches a server as bytes with a request that a lenient server would take for one.
+// Other methods than the well-known need that whole line. CONNECT is opaque: a client of a forward proxy asks for a
+// tunnel through that proxy, of which only the bytes concern the mesh.
 func Bytes(p []byte) Verdict {
 	if len(p) == 0 {
 		return More
@@ -52,38 +56,27 @@ func Bytes(p []byte) Verdict {
 
 // line judges an HTTP/1 request line (RFC 9112, 3).
 func line(p []byte) Verdict {
-	sp := bytes.IndexByte(p[:min(len(p), maxMethod+1)], ' ')
-	if sp == 0 {
-		return Opaque
-	}
-	token := p[:max(sp, 0)]
-	if sp < 0 {
-		token = p
-	}
-	for _, c := range token {
-		if !methodByte(c) {
-			return Opaque
-		}
-	}
-	if string(token) == "CONNECT" && sp > 0 {
-		return Opaque
-	}
-	if sp < 0 {
-		if len(p) > maxMethod {
-			return Opaque
-		}
-		return More
-	}
-	if end := bytes.IndexByte(p, '\n'); end >= 0 {
-		return whole(p[sp+1 : end])
-	}
-	for _, c := range p[sp+1:] {
-		if c <= ' ' && c != ' ' && c != '\r' || c == 0x7f {
-			return Opaque
-		}
+	sep := bytes.IndexFunc(p[:min(len(p), maxMethod+1)], space)
+	method := string(p[:min(len(p), maxMethod+1)])
+	if sep >= 0 {
+		method = method[:sep]
 	}
 	switch {
-	case wellKnown(string(token), p[sp+1:]):
+	case sep == 0 || len(method) > maxMethod || !token(method):
+		return Opaque
+	case sep < 0:
+		return More
+	case method == "CONNECT":
+		return Opaque
+	}
+	rest, _, ended := bytes.Cut(p[sep:], []byte("\n"))
+	known := len(rest) > 0 && rest[0] == ' ' && wellKnown(method, rest[1:])
+	switch {
+	case !known && bytes.ContainsFunc(rest, control):
+		return Opaque
+	case ended:
+		return whole(rest)
+	case known:
 		return HTTP1
 	case len(p) > maxLine:
 		return Opaque
@@ -91,15 +84,19 @@ func line(p []byte) Verdict {
 	return More
 }
 
-// whole judges the rest of a request line after the method: a target without spaces, and the version.
+// whole judges a line after its method: the last word is the version.
 func whole(rest []byte) Verdict {
-	rest = bytes.TrimSuffix(rest, []byte("\r"))
-	target, version, ok := bytes.Cut(rest, []byte(" "))
-	if !ok || len(target) == 0 || len(version) != len("HTTP/1.1") || !bytes.HasPrefix(version, []byte("HTTP/1.")) {
+	words := bytes.FieldsFunc(rest, space)
+	if len(words) == 0 || !bytes.HasPrefix(words[len(words)-1], []byte("HTTP/1.")) {
 		return Opaque
 	}
 	return HTTP1
 }
+
+// space reports whether a lenient server may split a request line at c (RFC 9112, 3).
+func space(c rune) bool { return c == ' ' || '\t' <= c && c <= '\r' }
+
+func control(c rune) bool { return c < ' ' && !space(c) || c == 0x7f }
 
 // wellKnown accepts a well-known method with the begin of a target that belongs to it (RFC 9112, 3.2): the forms
 // origin ("/"), absolute ("http") and asterisk (OPTIONS).
@@ -122,8 +119,14 @@ func wellKnown(method string, target []byte) bool {
 	return false
 }
 
-// methodByte reports whether c may stand in a method. RFC 9110 allows any token; upper-case letters, digits, dash and
-// underscore are what is registered or seen, and lower case is what memcached and the like begin with.
-func methodByte(c byte) bool {
-	return 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+// token reports whether s is a token, as every method is (RFC 9110, 5.6.2).
+func token(s string) bool {
+	for _, c := range []byte(s) {
+		switch {
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
 }

@@ -15,9 +15,10 @@ const (
 	maxFields = 256
 )
 
-// Errors of the parser. Those about size are answered 431, the others 400.
+// Errors of the parser. Where refuse.go has no better answer for one, it is 400.
 var (
 	errTooLarge   = errors.New("header section is too large")
+	errLongLine   = errors.New("request line is too long")
 	errBareLF     = errors.New("a line does not end with CR LF")
 	errLine       = errors.New("malformed request line")
 	errVersion    = errors.New("HTTP version is not supported")
@@ -27,7 +28,8 @@ var (
 	errHost       = errors.New("missing, repeated or malformed Host")
 	errTarget     = errors.New("malformed request target")
 	errLength     = errors.New("malformed or repeated Content-Length")
-	errCoding     = errors.New("transfer coding is not supported")
+	errCoding     = errors.New("transfer coding does not frame the message")
+	errCodings    = errors.New("transfer coding is not supported")
 	errBothLength = errors.New("both Content-Length and Transfer-Encoding")
 )
 
@@ -48,7 +50,7 @@ func scanHead(b []byte, from int) (int, error) {
 		i := bytes.IndexByte(b[from:], '\n')
 		if i < 0 {
 			if len(b) > maxHead {
-				return 0, errTooLarge
+				return 0, oversize(b)
 			}
 			return 0, nil
 		}
@@ -57,13 +59,21 @@ func scanHead(b []byte, from int) (int, error) {
 			return 0, errBareLF
 		}
 		if i >= maxHead {
-			return 0, errTooLarge
+			return 0, oversize(b)
 		}
 		if i >= 3 && b[i-2] == '\n' {
 			return i + 1, nil
 		}
 		from = i + 1
 	}
+}
+
+// oversize says what of a head is over the limit: its first line alone, or all of it.
+func oversize(b []byte) error {
+	if bytes.IndexByte(b[:maxHead], '\n') < 0 {
+		return errLongLine
+	}
+	return errTooLarge
 }
 
 // text makes a string of a header section in which the field names are lower-case.
@@ -205,6 +215,9 @@ func parseResponse(pool *exchange.Pool, raw []byte, internal bool) (*exchange.He
 	}
 	var err error
 	h.Fields, err = parseFields(rest, &fr, internal, nil)
+	if err == nil && fr.coding && h.Minor == 0 { // RFC 9112, 6.1
+		err = errCoding
+	}
 	fr.close = fr.close || h.Minor == 0 && !fr.keepAlive
 	return h, fr, err
 }
@@ -300,11 +313,21 @@ func hopField(fr *framing, named *string, name, value string) error {
 		fr.upgrade = value
 	case "transfer-encoding":
 		if fr.coding || !strings.EqualFold(value, "chunked") {
-			return errCoding
+			return codingError(fr.coding, value)
 		}
 		fr.coding, fr.chunked = true, true
 	}
 	return nil
+}
+
+// codingError tells codings that are framed as they should be, and only not known here, from those that leave open where
+// the body ends (RFC 9112, 6.1 and 6.3).
+func codingError(again bool, value string) error {
+	i := strings.LastIndexByte(value, ',')
+	if !again && i >= 0 && strings.EqualFold(strings.Trim(value[i+1:], " \t"), "chunked") && !hasToken(value[:i], "chunked") {
+		return errCodings
+	}
+	return errCoding
 }
 
 // dropNamed removes the fields that Connection names, except those that frame the message.

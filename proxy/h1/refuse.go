@@ -75,6 +75,10 @@ func (sv *Server) bad(err error) {
 	switch {
 	case errors.Is(err, errTooLarge):
 		status, reason, abuse = 431, mesh.ReasonTooLarge, mesh.AbuseLargeHead
+	case errors.Is(err, errLongLine):
+		status, reason = 414, mesh.ReasonTooLarge
+	case errors.Is(err, errCodings):
+		status = 501
 	case errors.Is(err, errVersion):
 		status = 505
 	}

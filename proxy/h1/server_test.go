@@ -161,7 +161,9 @@ var refused = []struct {
 	{"signed length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: +3\r\n\r\nabc", 400},
 	{"huge length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length: 99999999999999999999\r\n\r\nabc", 400},
 	{"empty length", "POST / HTTP/1.1\r\n" + hostLine + "Content-Length:\r\n\r\nabc", 400},
-	{"unknown coding", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400},
+	{"unknown coding", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
+	{"chunked twice", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400},
+	{"chunked first", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", 400},
 	{"hidden coding", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400},
 	{"two codings", "POST / HTTP/1.1\r\n" + hostLine + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", 400},
 	{"coding in 1.0", "POST / HTTP/1.0\r\n" + hostLine + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
@@ -192,7 +194,8 @@ var refused = []struct {
 	{"version 2", "GET / HTTP/2.0\r\n" + hostLine + "\r\n", 505},
 	{"many fields", "GET / HTTP/1.1\r\n" + hostLine + manyFields + "\r\n", 431},
 	{"large head", "GET / HTTP/1.1\r\n" + hostLine + "X: " + strings.Repeat("a", 70000) + "\r\n\r\n", 431},
-	{"endless line", strings.Repeat("a", 70000), 431},
+	{"endless line", strings.Repeat("a", 70000), 414},
+	{"long target", "GET /" + strings.Repeat("a", 70000) + " HTTP/1.1\r\n" + hostLine + "\r\n", 414},
 }
 
 func TestRefused(t *testing.T) {
@@ -245,6 +248,7 @@ func TestBadResponses(t *testing.T) {
 	for _, res := range []string{
 		"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc", "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+		"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\n\n", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n", "HTTP/1.1 099 OK\r\n\r\n", "HTTP/2.0 200 OK\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nX y\r\n\r\n", "HTTP/1.1 200 OK\r\nX : y\r\n\r\n", "HTTP/1.1 200 OK\r\n folded\r\n\r\n",
 		"HTTP/1.1 101 Switching\r\n\r\n", "SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n",

@@ -223,7 +223,7 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 	sv.hp.field(hpack.HeaderField{Name: ":status", Value: strconv.Itoa(status)})
 	for i := range h.Fields {
 		name := h.Fields[i].Name
-		if exchange.HopByHop(name) || name == "te" || !sv.internal && exchange.LinkOnly(name) || s.Tunnel && name == "content-length" {
+		if exchange.HopByHop(name) || name == "te" || !sv.internal && exchange.LinkOnly(name) || (s.Tunnel || status == 204) && name == "content-length" {
 			continue
 		}
 		sv.hp.field(h.Fields[i])

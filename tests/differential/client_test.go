@@ -12,7 +12,7 @@ import (
 )
 
 // patience bounds every wait of the tests.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var lastCase atomic.Int64
 

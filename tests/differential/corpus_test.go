@@ -129,8 +129,10 @@ func content(d dice) []byte {
 	return b
 }
 
-func cuts(d dice) []int {
-	return one(d, [][]int{nil, {1, 1, 100}, {7}, {16384}, {100, 3, 20000}, {1 << 20}})
+// cuts says in what pieces a body of n bytes is sent: large ones in few.
+func cuts(d dice, n int) []int {
+	small := max(1, n/40)
+	return one(d, [][]int{nil, {1, 1, small}, {small}, {16384}, {100, 3, 20000}, {1 << 20}})
 }
 
 func trailers(d dice) []field {
@@ -163,7 +165,8 @@ func newRequest(d dice) request {
 	}
 	r.framing = one(d, []framing{none, none, length, chunked})
 	if r.framing != none {
-		r.body, r.cuts = content(d), cuts(d)
+		r.body = content(d)
+		r.cuts = cuts(d, len(r.body))
 	}
 	if r.framing == chunked {
 		r.trailers = trailers(d)
@@ -199,7 +202,8 @@ func newResponse(d dice, r *request) response {
 	res := response{status: one(d, statuses), phrase: one(d, []string{"OK", "", "Some Other Words", "\xe4"})}
 	res.fields = connection(d, fields(d, answers), false)
 	res.framing = one(d, []framing{length, length, chunked, untilClose})
-	res.body, res.cuts = content(d), cuts(d)
+	res.body = content(d)
+	res.cuts = cuts(d, len(res.body))
 	if res.framing == chunked {
 		res.trailers = trailers(d)
 	}
