@@ -280,7 +280,7 @@ func TestStatTotals(t *testing.T) {
 
 // TestStatWindow: what was there before the window does not count.
 func TestStatWindow(t *testing.T) {
-	later := strings.Replace(recorded(t), `protocol="http1",tls="mtls"} 60`, `protocol="http1",tls="mtls"} 80`, 1)
+	later := strings.Replace(recorded(t), `protocol="http1",tls="mtls",route="default"} 60`, `protocol="http1",tls="mtls",route="default"} 80`, 1)
 	code, out, errOut := run(t, goodSystem(), "stat", "--window", "50ms", "--admin", agent(t, recorded(t), later), "-o", "json", "api")
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, errOut)

@@ -33,7 +33,11 @@ NAMEs limit the edges to those from or to a workload or service: "web" or "shop/
 
 The figures are those of a window that begins when the command starts; --window 0 shows the totals since the agents'
 proxies started (without a rate). A call of protocol tcp is a connection. Percentiles are interpolated inside histogram
-buckets. MTLS: "local" calls stayed inside one node's proxy and crossed no wire; "none" was plaintext.`,
+buckets. MTLS: "local" calls stayed inside one node's proxy and crossed no wire; "none" was plaintext.
+
+With -o wide, PROXY is what the proxy of that side took of the latency, UPSTREAM the time from there to the first byte of the
+response, and APP what of that was the application itself: a sample, where another proxy is between, and unknown outside the
+mesh.`,
 		Example: `  conduit stat
   conduit stat web --admin 10.0.0.4:4191 --admin 10.0.0.5:4191 --window 30s
   conduit stat -o json --window 0`,

@@ -22,6 +22,7 @@ import (
 	"conduit.io/conduit/control"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
 )
 
@@ -144,7 +145,7 @@ func textMetrics(t *testing.T, text string) map[string]metric {
 // checkValues checks that the page names the values of the labels that have few.
 func checkValues(t *testing.T, section, text, page string) {
 	t.Helper()
-	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path", "kind", "class", "route"}
+	few := []string{"direction", "protocol", "tls", "classification", "reason", "state", "path", "kind", "class", "route", "part"}
 	for _, s := range samples(t, text) {
 		for _, l := range few {
 			if v := s.Labels[l]; v != "" && !strings.Contains(page, "`"+v+"`") {
@@ -175,6 +176,7 @@ func agentText() string {
 // proxyText is what both a node's proxy and a static one write: they have no other writer.
 func proxyText() string {
 	set, process := meter.NewSet(100), &meter.Process{}
+	book := meter.NewBook(batch{})
 	for _, k := range []meter.Key{
 		{Direction: meter.Outbound, Protocol: meter.HTTP1, TLS: meter.MTLS},
 		{Direction: meter.Inbound, Protocol: meter.HTTP2, TLS: meter.Local},
@@ -185,14 +187,20 @@ func proxyText() string {
 		c := set.Conns(k, 0)
 		k.Route = meter.DefaultRoute
 		r := set.Requests(k, 0)
+		c.Accepted(0)
+		span := &meter.Span{}
+		span.Dialled(1)
+		book.Sent(span)
+		end := func(o meter.Outcome) { book.Ended(r, span, meter.Times{Start: 1, ReqEnd: 6, FirstByte: 8, End: 9}, o) }
+		r.Linked(3, 2, 1)
 		for class := range 6 {
-			r.Ended(0, 1e6, meter.Outcome{OK: class < 5, Status: class * 100})
+			end(meter.Outcome{OK: class < 5, Status: class * 100})
 		}
 		for code := range 18 {
-			r.Ended(0, 1e6, meter.Outcome{Status: 200, GRPC: strconv.Itoa(code)})
+			end(meter.Outcome{Status: 200, GRPC: strconv.Itoa(code)})
 		}
 		for _, reason := range meshReasons {
-			r.Ended(0, 1e6, meter.Outcome{Reason: reason})
+			end(meter.Outcome{Reason: reason})
 			c.Closed(0, reason)
 			process.HandshakeFailed(reason)
 			process.ConnectionFailed(reason)
@@ -201,10 +209,19 @@ func proxyText() string {
 	for _, kind := range abuses {
 		process.Abused(kind)
 	}
+	book.Flush() // the first call only puts it off
+	book.Flush()
 	var b bytes.Buffer
 	meter.Write(&b, process, set.Read(func(f func()) error { f(); return nil }))
 	return b.String()
 }
+
+// batch is a loop in the middle of one.
+type batch struct{}
+
+func (batch) Now() int64         { return 5 }
+func (batch) Time() int64        { return 5 }
+func (batch) AtEnd(loop.Flusher) {}
 
 // meshReasons are all of package mesh, and one that no counter is for.
 var meshReasons = []mesh.Reason{

@@ -21,6 +21,9 @@ type Edge struct {
 	Calls            map[string]float64 // requests, or connections of opaque TCP, by tls
 	Success, Failure float64            // ended calls
 	Latency          Histogram          // of requests, milliseconds; empty for opaque TCP
+	Proxy            Histogram          // of Latency, what that side's proxy took
+	Upstream         Histogram          // what came after it, to the response's first byte
+	Application      Histogram          // of Upstream, the application's part, where it is known
 	Open             float64            // connections open now
 	Read, Written    float64            // bytes of all its connections
 }
@@ -65,6 +68,11 @@ func Edges(samples []Sample, direction string) []*Edge {
 			edges[k] = e
 		}
 	}
+	for _, e := range edges {
+		if direct := direction == "inbound" || e.Calls[Local] == e.Total(); direct && e.Application.Count() == 0 {
+			e.Application = e.Upstream // nothing is between
+		}
+	}
 	out := slices.Collect(maps.Values(edges))
 	slices.SortFunc(out, func(a, b *Edge) int {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Destination, b.Destination),
@@ -83,6 +91,17 @@ func (e *Edge) add(s Sample) bool {
 		e.end(s.Labels["classification"] == "success", s.Value)
 	case "response_latency_ms_bucket":
 		e.Latency.AddLabel(s.Labels["le"], s.Value)
+	case "conduit_latency_part_ms_bucket":
+		switch s.Labels["part"] {
+		case "proxy":
+			e.Proxy.AddLabel(s.Labels["le"], s.Value)
+		case "upstream":
+			e.Upstream.AddLabel(s.Labels["le"], s.Value)
+		}
+	case "conduit_upstream_part_ms_bucket":
+		if s.Labels["part"] == "application" {
+			e.Application.AddLabel(s.Labels["le"], s.Value)
+		}
 	case "tcp_open_total":
 		if e.Opaque() {
 			e.Calls[tls] += s.Value

@@ -125,7 +125,7 @@ func TestTotals(t *testing.T) {
 
 func TestEdges(t *testing.T) {
 	const o = `direction="outbound",src="n/a",dst="n/b",`
-	edges := Edges(parse(t, `
+	samples := parse(t, `
 request_total{`+o+`protocol="grpc",tls="mtls"} 8
 request_total{`+o+`protocol="grpc",tls="local"} 2
 response_total{`+o+`protocol="grpc",tls="mtls",classification="success",reason=""} 6
@@ -135,8 +135,11 @@ tcp_open_total{`+o+`protocol="tcp",tls="none"} 3
 tcp_close_total{`+o+`protocol="tcp",tls="none",reason=""} 2
 tcp_close_total{`+o+`protocol="tcp",tls="none",reason="connect-failed"} 1
 request_total{direction="inbound",src="n/a",dst="n/b",protocol="http1",tls="mtls"} 9
+conduit_latency_part_ms_bucket{`+o+`protocol="grpc",tls="mtls",part="upstream",le="2"} 10
+conduit_latency_part_ms_bucket{direction="inbound",src="n/a",dst="n/b",protocol="http1",tls="mtls",part="upstream",le="2"} 9
 unrelated 1
-`), "outbound")
+`)
+	edges := Edges(samples, "outbound")
 	if len(edges) != 2 {
 		t.Fatalf("%d edges", len(edges))
 	}
@@ -146,6 +149,12 @@ unrelated 1
 	}
 	if rate, ok := tcp.SuccessRate(); !tcp.Opaque() || tcp.Total() != 3 || tcp.Calls[None] != 3 || !ok || math.Abs(rate-2.0/3) > 1e-9 {
 		t.Errorf("tcp: %+v", tcp)
+	}
+	if grpc.Upstream.Count() != 10 || grpc.Application.Count() != 0 { // some of it crossed a network
+		t.Errorf("upstream %v, application %v", grpc.Upstream, grpc.Application)
+	}
+	if in := Edges(samples, "inbound"); len(in) != 1 || in[0].Application.Count() != 9 {
+		t.Errorf("inbound: %+v", in)
 	}
 }
 

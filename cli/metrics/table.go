@@ -10,15 +10,16 @@ import (
 )
 
 // Table renders edges. over is the length of the window, zero when it is not known (then there is no rate). With wide,
-// counts and bytes are added.
+// the parts of the latency, counts and bytes are added.
 func Table(edges []*Edge, over time.Duration, wide bool, style output.Style) *output.Table {
 	t := &output.Table{Style: style,
 		Head:  []string{"SOURCE", "DESTINATION", "PROTOCOL", "SUCCESS", "RPS", "P50", "P95", "P99", "MTLS"},
 		Right: []bool{false, false, false, true, true, true, true, true, false},
 	}
 	if wide {
-		t.Head = append(t.Head, "CALLS", "FAILED", "MTLS-CALLS", "LOCAL-CALLS", "PLAIN-CALLS", "OPEN", "READ", "WRITTEN")
-		for range 8 {
+		t.Head = append(t.Head, "PROXY-P50", "PROXY-P99", "UPSTREAM-P50", "UPSTREAM-P99", "APP-P50", "APP-P99",
+			"CALLS", "FAILED", "MTLS-CALLS", "LOCAL-CALLS", "PLAIN-CALLS", "OPEN", "READ", "WRITTEN")
+		for range 14 {
 			t.Right = append(t.Right, true)
 		}
 	}
@@ -26,8 +27,11 @@ func Table(edges []*Edge, over time.Duration, wide bool, style output.Style) *ou
 		success, paint := successCell(e, style)
 		secured, securedPaint := securedCell(e, style)
 		row := []string{e.Source, e.Destination, e.Protocol, success, rateCell(e.Total(), over),
-			latencyCell(e, 0.50), latencyCell(e, 0.95), latencyCell(e, 0.99), secured}
+			latencyCell(&e.Latency, 0.50), latencyCell(&e.Latency, 0.95), latencyCell(&e.Latency, 0.99), secured}
 		if wide {
+			for _, h := range []*Histogram{&e.Proxy, &e.Upstream, &e.Application} {
+				row = append(row, latencyCell(h, 0.50), latencyCell(h, 0.99))
+			}
 			row = append(row, count(e.Total()), count(e.Failure), count(e.Calls[MTLS]), count(e.Calls[Local]),
 				count(e.Calls[None]), count(e.Open), size(e.Read), size(e.Written))
 		}
@@ -84,8 +88,8 @@ func rateCell(n float64, over time.Duration) string {
 	return strconv.FormatFloat(n/over.Seconds(), 'f', 1, 64)
 }
 
-func latencyCell(e *Edge, q float64) string {
-	ms := e.Latency.Quantile(q)
+func latencyCell(h *Histogram, q float64) string {
+	ms := h.Quantile(q)
 	if math.IsNaN(ms) {
 		return "-"
 	}

@@ -100,7 +100,7 @@ func (s *Stream) RequestEnded() bool {
 func (s *Stream) Attach(u Half, ended bool) {
 	s.half[Up] = u
 	if ended {
-		s.sent[Up] = true
+		s.sent[Up], s.ReqEnd = true, s.clock.Now()
 		return
 	}
 	s.Pump(Up)

@@ -18,7 +18,7 @@ func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 	}
 	s.Reason = reason
 	rf := hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(reason)}
-	if s.Req.Major != 0 && isGRPC(s.Req) {
+	if s.Req.Major != 0 && s.Req.GRPC() {
 		s.Respond(200, []hpack.HeaderField{
 			{Name: "content-type", Value: "application/grpc"},
 			{Name: "grpc-status", Value: strconv.Itoa(GRPCStatus(reason))},
@@ -63,7 +63,7 @@ func lostStatus(reason mesh.Reason) int {
 // breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what
 // has arrived of it. A reset would reach the application without a reason, and as an error of the protocol.
 func (s *Stream) breakOff(reason mesh.Reason) bool {
-	if s.Req.Major != 2 || !s.headSent || s.local || s.Tunnel || s.got[Up] || !isGRPC(s.Req) {
+	if s.Req.Major != 2 || !s.headSent || s.local || s.Tunnel || s.got[Up] || !s.Req.GRPC() {
 		return false
 	}
 	s.got[Up] = true
@@ -76,7 +76,20 @@ func (s *Stream) breakOff(reason mesh.Reason) bool {
 	return true
 }
 
-func isGRPC(req *Head) bool { return strings.HasPrefix(req.Get("content-type"), "application/grpc") }
+// HTTPStatus is the status for a reason.
+func HTTPStatus(reason mesh.Reason) int {
+	switch reason {
+	case mesh.ReasonConnectTimeout, mesh.ReasonTimeout:
+		return 504
+	case mesh.ReasonUpstreamReset, mesh.ReasonUpstreamProto:
+		return 502
+	case mesh.ReasonPlaintext, mesh.ReasonNotMeshTarget:
+		return 403
+	case mesh.ReasonBadRequest:
+		return 400
+	}
+	return 503
+}
 
 // GRPCStatus is the gRPC status code that stands for a reason.
 func GRPCStatus(reason mesh.Reason) int {

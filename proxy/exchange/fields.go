@@ -111,6 +111,10 @@ const UpgradeMethod = "conduit-method"
 // addressed to a forward proxy must reach it so (RFC 9112, 3.2.2). Its value is "absolute".
 const TargetForm = "conduit-target"
 
+// TimeField is the field by which a proxy says, in a response on a link, how much of the time until then it and its
+// application have used.
+const TimeField = "conduit-time"
+
 // MeshField reports whether a lower-case field name is the mesh's own.
 func MeshField(name string) bool { return strings.HasPrefix(name, "conduit-") }
 

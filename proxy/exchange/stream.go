@@ -21,6 +21,10 @@ type Stream struct {
 	// Start, FirstByte and End are times of the loop's Clock, in nanoseconds: the request's head, the response's head
 	// (the first byte, for an opaque connection) and the end. Zero: did not happen.
 	Start, FirstByte, End int64
+	// ReqEnd is when all of the request had been given to the upstream codec, by the same clock.
+	ReqEnd int64
+	// Note is the TimeField for the response's head, which must be going to another proxy; empty: none.
+	Note string
 	// ReqBytes and ResBytes count body bytes received from the client and from the server.
 	ReqBytes, ResBytes uint64
 	// Reason is why the mesh failed the stream; empty when it did not.
@@ -52,6 +56,20 @@ type Stream struct {
 	slow        uint8 // see Slow
 	gen         uint32
 	next        *Stream
+}
+
+// GRPCStatus is the status of a call: in trailers, or in the head of a response that has nothing else. It is empty when
+// there is none.
+func (s *Stream) GRPCStatus() string {
+	for i := range s.Trailers {
+		if s.Trailers[i].Name == "grpc-status" {
+			return s.Trailers[i].Value
+		}
+	}
+	if s.Res == nil || s.Res.Status != 200 {
+		return ""
+	}
+	return s.Res.Get("grpc-status")
 }
 
 // Forward carries the stream on over u. extra fields are appended to the request's; they must not be changed later.
@@ -166,6 +184,9 @@ func (s *Stream) trailers(to Side) []hpack.HeaderField {
 // ended notes that everything toward a side has been written, and ends the stream when that was the last of it.
 func (s *Stream) ended(to Side) {
 	s.sent[to] = true
+	if to == Up {
+		s.ReqEnd = s.clock.Now()
+	}
 	switch {
 	case to == Down && (!s.Tunnel || s.sent[Up]), to == Up && s.Tunnel && s.sent[Down]:
 		s.finish(Ending{Clean: true})

@@ -76,6 +76,14 @@ func Serve(c flow.Conn, o Options) *Front {
 	return f
 }
 
+// HTTP makes the codec of p, HTTP1 or HTTP2, the receiver of c.
+func HTTP(c flow.Conn, p mesh.Protocol, h exchange.Handler, o exchange.ServerOptions) Codec {
+	if p == mesh.HTTP1 {
+		return h1.NewServer(c, h, o)
+	}
+	return h2.NewServer(c, h, o)
+}
+
 // Drain ends the connection gracefully; one that has not said a word is closed.
 func (f *Front) Drain() {
 	if f.codec != nil {
@@ -166,11 +174,7 @@ func (f *Front) chosen(p mesh.Protocol) {
 func (f *Front) http(p mesh.Protocol, first []byte) {
 	f.chosen(p)
 	f.buf = nil
-	if p == mesh.HTTP1 {
-		f.codec = h1.NewServer(f.c, f.o.Handler, f.o.Server)
-	} else {
-		f.codec = h2.NewServer(f.c, f.o.Handler, f.o.Server)
-	}
+	f.codec = HTTP(f.c, p, f.o.Handler, f.o.Server)
 	if len(first) > 0 {
 		f.codec.Data(first)
 	}

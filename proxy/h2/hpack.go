@@ -168,8 +168,8 @@ func (h *hpackState) field(f hpack.HeaderField) {
 		h.literal(28, "", f.Value)
 	case "date":
 		h.literal(33, "", f.Value)
-	case "x-request-id", "traceparent", "tracestate", "grpc-timeout", "conduit-client", "sec-websocket-key",
-		"sec-websocket-accept", "grpc-message":
+	case "x-request-id", "traceparent", "tracestate", "grpc-timeout", "sec-websocket-key",
+		"sec-websocket-accept", "grpc-message", "conduit-client", exchange.TimeField:
 		h.literal(0, f.Name, f.Value)
 	default:
 		h.resize = false

@@ -211,6 +211,12 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 	plain := s.Req.Protocol == "" && !s.Tunnel
 	if plain {
 		if b := sv.hp.known(h); b != nil {
+			if s.Note != "" {
+				sv.hp.begin(sv.pool)
+				sv.hp.out.b = append(sv.hp.out.b, b...)
+				sv.hp.field(hpack.HeaderField{Name: exchange.TimeField, Value: s.Note})
+				b = sv.hp.finish(sv.pool)
+			}
 			sv.writeBlock(port.ID, end, b)
 			return
 		}
@@ -232,9 +238,12 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 	if !s.Tunnel && s.Req.Protocol != "" && status/100 == 2 {
 		sv.hp.field(hpack.HeaderField{Name: declined, Value: "1"})
 	}
+	if s.Note != "" {
+		sv.hp.field(hpack.HeaderField{Name: exchange.TimeField, Value: s.Note})
+	}
 	b := sv.hp.finish(sv.pool)
 	sv.writeBlock(port.ID, end, b)
-	if plain {
+	if plain && s.Note == "" {
 		sv.hp.remember(h, b)
 	}
 }

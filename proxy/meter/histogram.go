@@ -81,12 +81,15 @@ func (h *histogram) at(i int) uint64 {
 	return n
 }
 
-// clone is a copy that shares nothing.
-func (h *histogram) clone() histogram {
+// copy is a copy that shares nothing; of nil, nil.
+func (h *histogram) copy() *histogram {
+	if h == nil {
+		return nil
+	}
 	c := *h
 	if h.high != nil {
 		high := *h.high
 		c.high = &high
 	}
-	return c
+	return &c
 }

@@ -46,7 +46,10 @@ func wantLines(t *testing.T, got string, lines ...string) {
 func end(r *Requests, at, latency time.Duration, o Outcome) {
 	r.Begin()
 	r.Started()
-	r.Ended(int64(at), int64(latency), o)
+	b := NewBook(&clockwork{})
+	b.Ended(r, &Span{}, Times{Start: int64(at - latency), End: int64(at)}, o)
+	b.called = true
+	b.Flush()
 }
 
 func TestRequestsText(t *testing.T) {

@@ -21,6 +21,7 @@ type Requests struct {
 	total   uint64
 	ended   tally
 	latency histogram
+	parts   split
 }
 
 // Begin says that a request will be counted here, so that the series stays.
@@ -32,18 +33,21 @@ func (r *Requests) Leave() { r.busy-- }
 // Started counts a request.
 func (r *Requests) Started() { r.total++ }
 
-// Ended counts the end of a request at now, and its latency, both in nanoseconds. It takes Begin back.
-func (r *Requests) Ended(now, latency int64, o Outcome) {
-	r.busy--
-	r.used = now
-	r.ended.add(&o)
-	r.latency.add(latencyScale, latency)
+// Linked says where the time that another proxy needed to answer went, in nanoseconds: app of it in its application, and
+// all of it, that included, in there. The rest was the network's. Both numbers are that proxy's word.
+func (r *Requests) Linked(answer, there, app int64) {
+	there = min(max(there, 0), answer)
+	app = min(max(app, 0), there)
+	r.parts.add(Network, answer-there)
+	r.parts.add(Peer, there-app)
+	r.parts.add(Application, app)
 }
 
 func (r *Requests) clone() *Requests {
 	c := *r
 	c.ended = append(tally(nil), r.ended...)
-	c.latency = r.latency.clone()
+	c.latency = *r.latency.copy()
+	c.parts = r.parts.clone()
 	return &c
 }
 
@@ -54,6 +58,8 @@ type Conns struct {
 	closed tally
 	read   uint64
 	wrote  uint64
+
+	accept, connect *histogram // nil: nothing was measured
 }
 
 // Opened counts a connection in.
@@ -75,8 +81,15 @@ func (c *Conns) Bytes(read, wrote uint64) {
 	c.wrote += wrote
 }
 
+// Accepted counts how long a connection waited to be accepted, in nanoseconds.
+func (c *Conns) Accepted(nanos int64) { measure(&c.accept, nanos) }
+
+// Connected counts how long the dial for an opaque connection took, in nanoseconds.
+func (c *Conns) Connected(nanos int64) { measure(&c.connect, nanos) }
+
 func (c *Conns) clone() *Conns {
 	d := *c
+	d.accept, d.connect = c.accept.copy(), c.connect.copy()
 	d.closed = append(tally(nil), c.closed...)
 	return &d
 }

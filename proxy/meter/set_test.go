@@ -47,7 +47,8 @@ func TestSeriesExpire(t *testing.T) {
 	if !idle.Gone() || busy.Gone() || used.Gone() || open.Gone() {
 		t.Errorf("gone: idle %v, busy %v, used %v, open %v", idle.Gone(), busy.Gone(), used.Gone(), open.Gone())
 	}
-	busy.Ended(int64(expiry), 0, Outcome{})
+	busy.Leave()
+	end(busy, expiry, 0, Outcome{})
 	open.Closed(int64(expiry), "")
 	s.Sweep(3 * int64(expiry))
 	wantLines(t, text(s), "conduit_series_expired_total 4")
@@ -151,18 +152,10 @@ func TestHistogramBeyond32Bits(t *testing.T) {
 	h.n[0] = math.MaxUint32
 	h.add(latencyScale, 1)
 	h.add(latencyScale, 1)
-	c := h.clone()
+	c := h.copy()
 	h.add(latencyScale, 1)
 	if h.at(0) != math.MaxUint32+3 || c.at(0) != math.MaxUint32+2 {
 		t.Errorf("%d, its copy %d", h.at(0), c.at(0))
-	}
-}
-
-func BenchmarkEnded(b *testing.B) {
-	r := NewSet(10).Requests(requestKey, 0)
-	b.ReportAllocs()
-	for i := range b.N {
-		end(r, 0, time.Duration(i&0xfffff), Outcome{OK: true, Status: 200, GRPC: "0"})
 	}
 }
 

@@ -26,6 +26,7 @@ func Write(b *bytes.Buffer, p *Process, readings ...*Reading) {
 	}
 	writeRequests(b, sorted(req))
 	writeConns(b, sorted(con))
+	writeParts(b, req, con)
 	writeProcess(b, p)
 	family(b, "conduit_series_dropped_total", "counter", "What the bound on series folded into \"other\".")
 	sample(b, "conduit_series_dropped_total", "", float64(dropped))

@@ -12,6 +12,7 @@ import (
 	"conduit.io/conduit/proxy/front"
 	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/sock"
+	"conduit.io/conduit/proxy/trip"
 
 	"golang.org/x/net/http2/hpack"
 )
@@ -24,10 +25,6 @@ const (
 	inboundMesh              // from another proxy, with mTLS
 	inboundPlain             // from anybody, in plaintext
 )
-
-// clientFirst is how long a client of a destination that was HTTP last time is waited for before an opaque stream is
-// opened: long enough for a client to write, too short to matter where a server speaks first after all.
-const clientFirst = 50 * time.Millisecond
 
 // down is an accepted connection.
 type down struct {
@@ -42,9 +39,11 @@ type down struct {
 	dst    netip.AddrPort // what it dialled
 	target *target        // outbound
 	label  *labels        // series for what comes in on an inbound connection
+	queued time.Duration  // how long it waited to be accepted; negative: unknown, or counted
 	conns  *meter.Conns   // series in which the connection is counted as open
 	src    string         // inbound: label of the client
 	front  *front.Front   // nil before there is one, and for what needs none
+	notes  trip.Notes     // to the proxy at the other end
 	drain  func()         // ends the connection gracefully; nil before there is a codec
 	lease  flow.Timer     // of an mTLS link: until its certificates expire
 
@@ -63,7 +62,7 @@ type extraFields struct {
 
 // accept takes a connection from a listener of a pod.
 func (sh *shard) accept(s *share, slot api.Slot, c *sock.Conn) {
-	d := &down{share: s, conn: c, client: c.RemoteAddr(), dst: c.LocalAddr()}
+	d := &down{share: s, conn: c, client: c.RemoteAddr(), dst: c.LocalAddr(), queued: sh.desk.Queued(c)}
 	s.add(d)
 	sh.n.process.Accepted.Add(1)
 	sh.n.process.Open.Add(1)
@@ -77,6 +76,14 @@ func (sh *shard) accept(s *share, slot api.Slot, c *sock.Conn) {
 	default:
 		d.kind = inboundPlain
 		sh.servePlain(d)
+	}
+}
+
+// opened counts on c what is known of the way here.
+func (d *down) opened(c *meter.Conns) {
+	if d.queued >= 0 {
+		c.Accepted(int64(d.queued))
+		d.queued = -1
 	}
 }
 
@@ -163,7 +170,7 @@ func (sh *shard) detectAs(o *front.Options, d *down, declared mesh.Protocol) {
 		return
 	}
 	if v := sh.memory.Get(dst); v == detect.HTTP1 || v == detect.HTTP2 {
-		o.Wait = clientFirst
+		o.Wait = trip.ClientFirst
 	}
 }
 

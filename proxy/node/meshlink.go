@@ -11,6 +11,7 @@ import (
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/h2"
+	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/sock"
 
@@ -59,6 +60,8 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 	c.SetUserTimeout(meshTimeout)
 	d.hbone = cs.NegotiatedProtocol != mesh.ALPNConduit
 	d.src = sh.peerLabel(d.client.Addr(), peer)
+	d.label = sh.inLabels(d.src, label(d.share.pod.record()))
+	d.opened(d.label.conn(sh, meter.MTLS, meter.HTTP2))
 	sh.n.process.MeshOpen.Add(1)
 	o := sh.serverOptions(d)
 	o.Internal = !d.hbone
@@ -93,21 +96,21 @@ type arrival struct {
 
 // routeMesh decides where a stream from another proxy goes.
 func (sh *shard) routeMesh(c *call) {
-	d, req := c.down, c.s.Req
+	d, req := c.down, c.S.Req
 	gen := sh.n.table.Load().Generation
 	a, ok := req.Route.(*arrival)
 	if !ok || req.RouteGen != gen {
 		a = readArrival(req, d.hbone)
 		req.Route, req.RouteGen = a, gen
 	}
-	c.grpc, c.tunnel = a.grpc, a.tunnel
+	c.GRPC, c.Tunnel = a.grpc, a.tunnel
 	client := believe(a.client, d.client)
 	dst, major := netip.AddrPortFrom(d.dst.Addr(), a.port), a.major
 	if a.tunnel {
 		dst = a.dst
 	}
 	sh.countIn(c)
-	c.attempts++
+	c.Attempts++
 	switch {
 	case a.bad != "":
 		c.fail(400, mesh.ReasonBadRequest, a.bad)
@@ -129,7 +132,7 @@ func believe(claimed, peer netip.AddrPort) netip.AddrPort {
 }
 
 func readArrival(req *exchange.Head, hbone bool) *arrival {
-	a := &arrival{tunnel: req.Method == "CONNECT" && req.Protocol == "", grpc: isGRPC(req)}
+	a := &arrival{tunnel: req.Method == "CONNECT" && req.Protocol == "", grpc: req.GRPC()}
 	if a.tunnel {
 		dst, err := netip.ParseAddrPort(req.Authority)
 		if err != nil {

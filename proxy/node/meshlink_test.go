@@ -72,14 +72,3 @@ func TestLabel(t *testing.T) {
 		t.Error(got)
 	}
 }
-
-func TestStatusOf(t *testing.T) {
-	for r, want := range map[mesh.Reason]int{
-		mesh.ReasonConnect: 503, mesh.ReasonConnectTimeout: 504, mesh.ReasonUpstreamReset: 502, mesh.ReasonNoEndpoints: 503,
-		mesh.ReasonPeerIdentity: 503, mesh.ReasonNotMeshTarget: 403, mesh.ReasonBadRequest: 400,
-	} {
-		if got := statusOf(r); got != want {
-			t.Errorf("%s: %d, want %d", r, got, want)
-		}
-	}
-}

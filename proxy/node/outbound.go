@@ -49,35 +49,19 @@ func (l *labels) conn(sh *shard, tls meter.TLS, proto meter.Protocol) *meter.Con
 	return c
 }
 
-// protocol is how metrics name what the stream carries.
-func (c *call) protocol() meter.Protocol {
-	switch {
-	case c.tunnel:
-		return meter.TCP
-	case c.grpc:
-		return meter.GRPC
-	case c.s.Req.Major == 2:
-		return meter.HTTP2
-	}
-	return meter.HTTP1
-}
-
 // count books the stream under l. It is counted later: a request when it is answered, a tunnel when it is certain to
 // be one.
 func (c *call) count(l *labels, tls meter.TLS) {
-	if c.tunnel {
+	if c.Tunnel {
 		c.labels, c.tls = l, tls
 		c.sh.link(c)
 		return
 	}
-	if c.requests != nil {
-		c.requests.Leave()
-	}
-	c.requests = l.request(c.sh, tls, c.protocol()) // of the latest attempt: that is how it went
-	c.requests.Begin()
+	c.CountOn(l.request(c.sh, tls, c.Protocol())) // of the latest attempt: that is how it went
 	if d := c.down; d.conns == nil && d.kind != inboundMesh {
-		d.conns = l.conn(c.sh, tls, c.protocol())
+		d.conns = l.conn(c.sh, tls, c.Protocol())
 		d.conns.Opened()
+		d.opened(d.conns)
 	}
 }
 
@@ -138,12 +122,8 @@ func (sh *shard) balancer(t *table.Table, port *table.Port, dst netip.AddrPort) 
 
 // routeOut sends a stream of the pod's application to an endpoint of its destination.
 func (sh *shard) routeOut(c *call) {
-	d, req := c.down, c.s.Req
+	d, req := c.down, c.S.Req
 	tg := sh.resolve(d)
-	c.tunnel = req.Major == 0
-	if !c.tunnel {
-		c.grpc = isGRPC(req)
-	}
 	ep := tg.balancer.Pick(sh.loop.Now(), c.tried)
 	if ep == nil {
 		c.count(&tg.labels, meter.None)
@@ -151,9 +131,9 @@ func (sh *shard) routeOut(c *call) {
 		return
 	}
 	c.ep = ep
-	c.attempts++
+	c.Attempts++
 	ep.Start()
-	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
+	if !c.Tunnel && req.Method == "CONNECT" && req.Protocol == "" {
 		c.count(&tg.labels, meter.None)
 		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
 		return
@@ -181,14 +161,10 @@ func (sh *shard) routeOut(c *call) {
 
 // routePlain sends a stream that came without mTLS to the pod's own application.
 func (sh *shard) routePlain(c *call) {
-	d, req := c.down, c.s.Req
-	c.tunnel = req.Major == 0
-	if !c.tunnel {
-		c.grpc = isGRPC(req)
-	}
+	d, req := c.down, c.S.Req
 	sh.countIn(c)
-	c.attempts++
-	if !c.tunnel && req.Method == "CONNECT" && req.Protocol == "" {
+	c.Attempts++
+	if !c.Tunnel && req.Method == "CONNECT" && req.Protocol == "" {
 		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
 		return
 	}

@@ -12,8 +12,6 @@ import (
 	"conduit.io/conduit/proxy/opaque"
 	"conduit.io/conduit/proxy/pool"
 	"conduit.io/conduit/proxy/sock"
-
-	"golang.org/x/net/http2/hpack"
 )
 
 const (
@@ -41,25 +39,25 @@ type group struct {
 
 // toApp carries a stream to dst, an application's own address, in the namespace of p; the application sees client.
 func (sh *shard) toApp(c *call, p *pod, dst, client netip.AddrPort, major int) {
-	if c.tunnel {
+	if c.Tunnel {
 		tag := kernel.NewSockTag(kernel.KindVirtual, client)
 		sh.dialTunnel(c, p, dst, &tag)
 		return
 	}
 	g := sh.group(c.down, poolKey{owner: p, addr: dst, client: client.Addr(), major: major}, kernel.KindVirtual)
 	g.client = client
-	c.send(g, nil)
+	c.Over(g.Pool, nil)
 }
 
 // direct carries a stream to an address outside the mesh, as the pod itself would.
 func (sh *shard) direct(c *call, dst netip.AddrPort) {
 	p := c.down.share.pod
-	if c.tunnel {
+	if c.Tunnel {
 		tag := kernel.NewSockTag(kernel.KindProxy, netip.AddrPort{})
 		sh.dialTunnel(c, p, dst, &tag)
 		return
 	}
-	c.send(sh.group(c.down, poolKey{owner: p, addr: dst, major: c.s.Req.Major}, kernel.KindProxy), nil)
+	c.Over(sh.group(c.down, poolKey{owner: p, addr: dst, major: c.S.Req.Major}, kernel.KindProxy).Pool, nil)
 }
 
 // overMesh carries a stream to the proxy of workload w, for its application at dst.
@@ -69,33 +67,12 @@ func (sh *shard) overMesh(c *call, w *mesh.Workload, dst netip.AddrPort) {
 	k := poolKey{owner: d.share.pod, addr: netip.AddrPortFrom(dst.Addr(), sh.n.o.MeshPort), peer: w.Identity(t.TrustDomain)}
 	g := sh.group(d, k, kernel.KindProxy)
 	c.linked = true
-	if c.tunnel {
-		c.s.Req = &exchange.Head{Method: "CONNECT", Authority: dst.String()}
-		c.send(g, d.tunnelFields())
+	if c.Tunnel {
+		c.S.Req = &exchange.Head{Method: "CONNECT", Authority: dst.String()}
+		c.Over(g.Pool, d.tunnelFields())
 		return
 	}
-	c.send(g, d.linkFields(dst.Port(), c.s.Req.Major))
-}
-
-// send puts the stream on a connection of g, now or when there is one.
-func (c *call) send(g *group, extra []hpack.HeaderField) {
-	if u := g.Get(); u != nil {
-		c.s.Forward(u, extra)
-		return
-	}
-	waited := false
-	t := g.Wait(func(u exchange.Upstream, reason mesh.Reason, err error) {
-		waited = true
-		c.ticket = nil
-		if err != nil {
-			c.dialFailed(reason, err.Error())
-			return
-		}
-		c.s.Forward(u, extra)
-	})
-	if !waited { // else c may be somebody else's by now
-		c.ticket = t
-	}
+	c.Over(g.Pool, d.linkFields(dst.Port(), c.S.Req.Major))
 }
 
 // group is the pool for k, with a short memory in d.
@@ -198,19 +175,20 @@ func (sh *shard) dialTunnel(c *call, p *pod, addr netip.AddrPort, tag *kernel.So
 	c.owner = p
 	s := sh.share(p)
 	s.dialled++
-	cancel := sh.dial(p, addr, tag, nil, func(conn *sock.Conn, reason mesh.Reason, err error) {
-		c.cancel = nil
-		if err != nil {
-			s.dialled--
-			c.dialFailed(reason, err.Error())
-			return
-		}
-		o := exchange.ClientOptions{Clock: sh.loop, Pool: sh.streams, OnChange: func(_ exchange.Upstream, ended bool, _ error) {
-			if ended {
+	c.Dial(func(done func(exchange.Upstream, mesh.Reason, error)) func() {
+		cancel := sh.dial(p, addr, tag, nil, func(conn *sock.Conn, reason mesh.Reason, err error) {
+			if err != nil {
 				s.dialled--
+				done(nil, reason, err)
+				return
 			}
-		}}
-		c.s.Forward(opaque.NewClient(flow.Conn(conn), o), nil)
+			o := exchange.ClientOptions{Clock: sh.loop, Pool: sh.streams, OnChange: func(_ exchange.Upstream, ended bool, _ error) {
+				if ended {
+					s.dialled--
+				}
+			}}
+			done(opaque.NewClient(flow.Conn(conn), o), mesh.ReasonNone, nil)
+		})
+		return func() { s.dialled--; cancel() }
 	})
-	c.cancel = func() { s.dialled--; cancel() }
 }

@@ -14,6 +14,7 @@ import (
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/sock"
+	"conduit.io/conduit/proxy/trip"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +35,7 @@ type shard struct {
 	n       *Node
 	loop    *loop.Loop
 	set     *meter.Set
+	desk    trip.Desk
 	streams *exchange.Pool
 	memory  *detect.Memory
 
@@ -56,6 +58,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		inbound: map[[2]string]*labels{},
 		tunnels: &call{},
 	}
+	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process}
 	sh.tunnels.prev, sh.tunnels.next = sh.tunnels, sh.tunnels
 	l.Post(func() { l.After(sweepEvery, sh.sweep) })
 	return sh
@@ -152,8 +155,8 @@ func (sh *shard) remove(p *pod) {
 	s.each(func(d *down) { d.conn.Abort() })
 	for c := sh.tunnels.next; c != sh.tunnels; {
 		next := c.next
-		if c.owner == p && c.s != nil {
-			c.s.Reset(mesh.ReasonDraining)
+		if c.owner == p {
+			c.S.Reset(mesh.ReasonDraining)
 			next = sh.tunnels.next // whatever else that has ended
 		}
 		c = next

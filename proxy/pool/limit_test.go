@@ -67,13 +67,13 @@ func TestStreamLimitIsRemembered(t *testing.T) {
 	fails := 0
 	send := func(s *exchange.Stream) {
 		attempts[s]++
-		p.Wait(func(u exchange.Upstream, _ mesh.Reason, err error) {
-			if err != nil {
+		p.Wait(func(g Grant) {
+			if g.Err != nil {
 				fails++
-				s.Fail(503, mesh.ReasonOverload, err.Error())
+				s.Fail(503, mesh.ReasonOverload, g.Err.Error())
 				return
 			}
-			s.Forward(u, nil)
+			s.Forward(g.Up, nil)
 		})
 	}
 	h := &exchangetest.Handler{OnRequest: send, OnLost: func(s *exchange.Stream, _ mesh.Reason) bool {

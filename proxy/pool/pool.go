@@ -64,20 +64,34 @@ type Pool struct {
 }
 
 type member struct {
-	u      exchange.Upstream
-	lease  flow.Timer // nil: none
-	served uint64     // at the last Sweep
-	ready  bool
-	gone   bool
+	u               exchange.Upstream
+	served          uint64     // at the last Sweep
+	dialled, opened int64      // when it was begun to dial, and when it was open
+	lease           flow.Timer // nil: none
+	ready           bool
+	gone            bool
 }
 
-type dial struct{ cancel func() }
+type dial struct {
+	cancel func()
+	since  int64
+}
 
 // Ticket is a stream's wait for a connection.
 type Ticket struct {
-	f     func(u exchange.Upstream, reason mesh.Reason, err error)
+	f     func(g Grant)
 	timer flow.Timer
 	pool  *Pool
+	since int64
+}
+
+// Grant is the end of a wait: Up, over which the stream must be forwarded at once, or Reason and Err.
+type Grant struct {
+	Up     exchange.Upstream
+	Reason mesh.Reason
+	Err    error
+	// Dial is how long, within the wait, the connection was dialled and shook hands, or failed to.
+	Dial time.Duration
 }
 
 // New makes an empty Pool.
@@ -90,10 +104,17 @@ func New(o Options) *Pool {
 
 // Get is a connection with room, or nil. The caller must Forward a stream over it before anything else.
 func (p *Pool) Get() exchange.Upstream {
+	if m := p.top(); m != nil {
+		return m.u
+	}
+	return nil
+}
+
+func (p *Pool) top() *member {
 	for n := len(p.ready); n > 0; n = len(p.ready) {
 		m := p.ready[n-1]
 		if !m.gone && m.u.Room() > 0 {
-			return m.u
+			return m
 		}
 		m.ready = false
 		p.ready[n-1] = nil
@@ -103,15 +124,15 @@ func (p *Pool) Get() exchange.Upstream {
 }
 
 // Wait calls f as soon as a connection has room, which it dials if need be, or with the reason why there is none. f
-// runs before Wait returns, or later; not after Cancel. It must Forward over the connection at once.
-func (p *Pool) Wait(f func(u exchange.Upstream, reason mesh.Reason, err error)) *Ticket {
-	t := &Ticket{f: f, pool: p}
+// runs before Wait returns, or later; not after Cancel.
+func (p *Pool) Wait(f func(g Grant)) *Ticket {
+	t := &Ticket{f: f, pool: p, since: p.o.Clock.Now()}
 	switch {
 	case p.closed:
-		t.deliver(nil, mesh.ReasonDraining, ErrClosed)
+		t.deliver(Grant{Reason: mesh.ReasonDraining, Err: ErrClosed})
 		return t
 	case p.live >= p.o.MaxWaiting:
-		t.deliver(nil, mesh.ReasonOverload, ErrFull)
+		t.deliver(Grant{Reason: mesh.ReasonOverload, Err: ErrFull})
 		return t
 	}
 	t.timer = p.o.Clock.After(p.o.Wait, func() { t.expire() })
@@ -138,19 +159,24 @@ func (t *Ticket) expire() {
 	switch {
 	case f == nil:
 	case len(t.pool.members) > 0: // they are all busy
-		f(nil, mesh.ReasonOverload, ErrTimeout)
+		f(Grant{Reason: mesh.ReasonOverload, Err: ErrTimeout})
 	default:
-		f(nil, mesh.ReasonConnectTimeout, ErrTimeout)
+		f(Grant{Reason: mesh.ReasonConnectTimeout, Err: ErrTimeout})
 	}
 }
 
-func (t *Ticket) deliver(u exchange.Upstream, reason mesh.Reason, err error) {
+func (t *Ticket) deliver(g Grant) {
 	f := t.f
 	t.f = nil
 	if t.timer != nil {
 		t.timer.Stop()
 	}
-	f(u, reason, err)
+	f(g)
+}
+
+// within is how much of the time from one moment to another the ticket has waited.
+func (t *Ticket) within(from, until int64) time.Duration {
+	return time.Duration(max(until-max(from, t.since), 0))
 }
 
 // trim drops withdrawn tickets when they are most of the queue.
@@ -186,11 +212,12 @@ func (p *Pool) next() *Ticket {
 // pump serves who waits, and dials for who then still waits.
 func (p *Pool) pump() {
 	for p.live > 0 {
-		u := p.Get()
-		if u == nil {
+		m := p.top()
+		if m == nil {
 			break
 		}
-		p.next().deliver(u, mesh.ReasonNone, nil)
+		t := p.next()
+		t.deliver(Grant{Up: m.u, Dial: t.within(m.dialled, m.opened)})
 	}
 	for !p.closed && p.live > 0 && len(p.members)+len(p.dials) < p.o.MaxConns {
 		if len(p.dials) >= p.live || !p.single && len(p.dials) > 0 {
@@ -201,7 +228,7 @@ func (p *Pool) pump() {
 }
 
 func (p *Pool) dial() {
-	d := &dial{}
+	d := &dial{since: p.o.Clock.Now()}
 	p.dials[d] = struct{}{}
 	d.cancel = p.o.Dial(func(r Dialed) {
 		delete(p.dials, d)
@@ -209,30 +236,30 @@ func (p *Pool) dial() {
 		case r.Err == nil && p.closed:
 			r.Conn.Abort()
 		case r.Err == nil:
-			p.add(r)
+			p.add(r, d.since)
 			p.pump()
 		default:
-			p.failed(r)
+			p.failed(r, d.since)
 		}
 	})
 }
 
 // failed tells who waited for the dial: the oldest, when each stream needs its own connection, else all.
-func (p *Pool) failed(r Dialed) {
+func (p *Pool) failed(r Dialed, since int64) {
 	n := p.live
 	if p.single {
 		n = min(n, 1)
 	}
 	for range n {
 		if t := p.next(); t != nil {
-			t.deliver(nil, r.Reason, r.Err)
+			t.deliver(Grant{Reason: r.Reason, Err: r.Err, Dial: t.within(since, p.o.Clock.Now())})
 		}
 	}
 	p.pump()
 }
 
-func (p *Pool) add(r Dialed) {
-	m := &member{}
+func (p *Pool) add(r Dialed, since int64) {
+	m := &member{dialled: since, opened: p.o.Clock.Now()}
 	o := exchange.ClientOptions{
 		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal || r.Internal, Streams: &p.streams, OnViolation: p.o.OnViolation,
 		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
@@ -321,7 +348,7 @@ func (p *Pool) end(f func(exchange.Upstream)) {
 		}
 	}
 	for t := p.next(); t != nil; t = p.next() {
-		t.deliver(nil, mesh.ReasonDraining, ErrClosed)
+		t.deliver(Grant{Reason: mesh.ReasonDraining, Err: ErrClosed})
 	}
 	for m := range p.members {
 		f(m.u)

@@ -14,14 +14,15 @@ import (
 
 // rig is a pool whose dials the test finishes by hand, and HTTP/1 clients whose requests go through it.
 type rig struct {
-	t     *testing.T
-	n     *flowtest.Net
-	pool  *Pool
-	dials []func(Dialed)
-	stops int
-	conns int
-	apps  []*exchangetest.Peer
-	fails []mesh.Reason
+	t      *testing.T
+	n      *flowtest.Net
+	pool   *Pool
+	dials  []func(Dialed)
+	stops  int
+	conns  int
+	apps   []*exchangetest.Peer
+	fails  []mesh.Reason
+	grants []Grant
 }
 
 func newRig(t *testing.T, o Options) *rig {
@@ -48,13 +49,14 @@ func (r *rig) request() *exchangetest.Peer {
 	a, b := r.n.Pair()
 	p := exchangetest.NewPeer(a)
 	h := &exchangetest.Handler{OnRequest: func(s *exchange.Stream) {
-		r.pool.Wait(func(u exchange.Upstream, reason mesh.Reason, err error) {
-			if err != nil {
-				r.fails = append(r.fails, reason)
-				s.Fail(503, reason, err.Error())
+		r.pool.Wait(func(g Grant) {
+			r.grants = append(r.grants, g)
+			if g.Err != nil {
+				r.fails = append(r.fails, g.Reason)
+				s.Fail(503, g.Reason, g.Err.Error())
 				return
 			}
-			s.Forward(u, nil)
+			s.Forward(g.Up, nil)
 		})
 	}}
 	h1.NewServer(b, h, exchange.ServerOptions{Clock: r.n})
@@ -165,7 +167,7 @@ func TestWaitEnds(t *testing.T) {
 	if len(r.fails) != 1 || r.fails[0] != mesh.ReasonConnectTimeout || r.pool.Active() != 0 {
 		t.Errorf("failures %v", r.fails)
 	}
-	cancelled := r.pool.Wait(func(exchange.Upstream, mesh.Reason, error) { t.Error("called after Cancel") })
+	cancelled := r.pool.Wait(func(Grant) { t.Error("called after Cancel") })
 	cancelled.Cancel()
 	cancelled.Cancel()
 	r.dialed(mesh.HTTP2)
@@ -220,5 +222,32 @@ func TestClose(t *testing.T) {
 	}
 	if r.conns != 0 {
 		t.Errorf("%d connections left", r.conns)
+	}
+}
+
+// A wait tells how much of it was the dial of the connection that ended it.
+func TestGrantTellsTheDial(t *testing.T) {
+	r := newRig(t, Options{Protocol: mesh.HTTP1, MaxConns: 1})
+	r.request()
+	r.n.Advance(time.Second)
+	r.request() // will wait for the first one's end
+	r.n.Advance(2 * time.Second)
+	r.dialed(mesh.HTTP1)
+	r.n.Advance(time.Second)
+	r.answer(0)
+	if len(r.grants) != 2 || r.grants[0].Dial != 3*time.Second || r.grants[1].Dial != 2*time.Second {
+		t.Errorf("of two waits, the dial took %+v", r.grants)
+	}
+	r.request()
+	r.answer(0)
+	if len(r.grants) != 3 || r.grants[2].Dial != 0 {
+		t.Errorf("a wait for a connection that was open: %+v", r.grants)
+	}
+	f := newRig(t, Options{Protocol: mesh.HTTP1})
+	f.request()
+	f.n.Advance(time.Second)
+	f.dials[0](Dialed{Reason: mesh.ReasonConnect, Err: errors.New("refused")})
+	if len(f.grants) != 1 || f.grants[0].Dial != time.Second {
+		t.Errorf("a dial that failed: %+v", f.grants)
 	}
 }

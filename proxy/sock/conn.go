@@ -134,6 +134,17 @@ func (c *Conn) TLS() *tls.ConnectionState {
 	return &cs
 }
 
+// Queued is how long the connection waited to be accepted. It is to be asked before anything is written. The kernel tells
+// to one of its ticks, of 1 to 10 ms: what it calls the time since data was last sent counts from the end of the
+// TCP handshake as long as there was none. Negative: the socket is not one of TCP.
+func (c *Conn) Queued() time.Duration {
+	i, err := unix.GetsockoptTCPInfo(c.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return -1
+	}
+	return time.Duration(i.Last_data_sent) * time.Millisecond
+}
+
 // SetUserTimeout aborts the connection when the peer's kernel does not acknowledge for d, or keeps its window shut for
 // d (TCP_USER_TIMEOUT, tcp(7)). It is for links between proxies, whose peers always read; an application may rightly
 // stop reading for longer.

@@ -2,7 +2,6 @@ package static
 
 import (
 	"slices"
-	"strings"
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
@@ -10,24 +9,19 @@ import (
 	"conduit.io/conduit/proxy/opaque"
 	"conduit.io/conduit/proxy/pool"
 	"conduit.io/conduit/proxy/sock"
+	"conduit.io/conduit/proxy/trip"
 )
-
-// maxAttempts is how often a stream is sent before it fails.
-const maxAttempts = 3
 
 // handler is the exchange.Handler of a listener's connections.
 type handler struct{ l *listener }
 
 // call is a stream's state.
 type call struct {
-	ticket   *pool.Ticket
-	cancel   func()
-	series   *series
-	attempts int
-	grpc     bool
-	tunnel   bool
-	counted  bool // a tunnel, counted as open
-	next     *call
+	trip.Trip
+	l     *listener
+	conn  *conn
+	conns *meter.Conns // of a tunnel that is counted as open
+	next  *call
 }
 
 func (s *Server) newCall() *call {
@@ -36,81 +30,51 @@ func (s *Server) newCall() *call {
 		return &call{}
 	}
 	s.free = c.next
-	*c = call{}
 	return c
-}
-
-// open counts a tunnel, once it is certain to be one.
-func (c *call) open() {
-	if !c.counted {
-		c.counted = true
-		c.series.conns.Opened()
-	}
 }
 
 // Request implements exchange.Handler.
 func (h handler) Request(s *exchange.Stream) {
 	c := h.l.srv.newCall()
-	c.tunnel = s.Req.Major == 0
+	*c = call{l: h.l, conn: s.Conn.(*conn)}
+	c.Begin(&h.l.srv.desk, s, c)
 	s.Ctx = c
-	conn := s.Conn.(*conn)
-	switch {
-	case c.tunnel:
-		c.series = h.l.label(meter.TCP)
+	if c.Tunnel {
 		if h.l.cfg.Protocol == mesh.Opaque {
 			c.open()
 		}
-		h.tunnel(s, c)
+		c.tunnel()
 		return
-	case strings.HasPrefix(s.Req.Get("content-type"), "application/grpc"):
-		c.grpc = true
-		c.series = h.l.label(meter.GRPC)
-	case s.Req.Major == 2:
-		c.series = h.l.label(meter.HTTP2)
-	default:
-		c.series = h.l.label(meter.HTTP1)
 	}
-	c.series.requests.Begin()
-	c.series.requests.Started()
-	if conn.counts == nil {
-		conn.counts = c.series.conns
-		conn.counts.Opened()
+	c.CountOn(h.l.request(c.Protocol()))
+	if c.conn.counts == nil {
+		c.conn.counts = h.l.conn(c.Protocol())
+		c.conn.opened(c.conn.counts)
 	}
 	if s.Req.Method == "CONNECT" && s.Req.Protocol == "" {
 		s.Fail(501, mesh.ReasonBadRequest, "CONNECT is not supported here")
 		return
 	}
-	h.send(s, c)
+	c.send()
 }
 
-// send puts a request on an upstream connection, now or when there is one.
-func (h handler) send(s *exchange.Stream, c *call) {
-	c.attempts++
-	p := h.l.pool(s.Req)
-	if u := p.Get(); u != nil {
-		s.Forward(u, nil)
-		return
-	}
-	waited := false
-	t := p.Wait(func(u exchange.Upstream, reason mesh.Reason, err error) {
-		waited = true
-		c.ticket = nil
-		if err != nil {
-			s.Fail(statusOf(reason), reason, err.Error())
-			return
-		}
-		s.Forward(u, nil)
-	})
-	if !waited {
-		c.ticket = t
+// open counts a tunnel, once it is certain to be one.
+func (c *call) open() {
+	if c.conns == nil {
+		c.conns = c.l.conn(meter.TCP)
+		c.conn.opened(c.conns)
 	}
 }
 
-func statusOf(r mesh.Reason) int {
-	if r == mesh.ReasonConnectTimeout {
-		return 504
-	}
-	return 503
+// send puts a request on an upstream connection.
+func (c *call) send() {
+	c.Attempts++
+	c.Over(c.l.pool(c.S.Req), nil)
+}
+
+// Stranded implements trip.Owner.
+func (c *call) Stranded(reason mesh.Reason, detail string) {
+	c.Fail(c.conn.front, exchange.HTTPStatus(reason), reason, detail)
 }
 
 // pool is where a request goes. An upgrade needs HTTP/1.1, or another proxy, where nothing else is configured.
@@ -187,54 +151,41 @@ func spoken(c *sock.Conn, configured mesh.Protocol) (p mesh.Protocol, link bool)
 }
 
 // tunnel dials a connection for an opaque one.
-func (h handler) tunnel(s *exchange.Stream, c *call) {
-	srv := h.l.srv
-	o := sock.DialOptions{Addr: h.l.cfg.Upstream, Timeout: dialTimeout, TLS: h.l.cfg.UpstreamTLS}
+func (c *call) tunnel() {
+	srv := c.l.srv
+	o := sock.DialOptions{Addr: c.l.cfg.Upstream, Timeout: dialTimeout, TLS: c.l.cfg.UpstreamTLS}
 	if o.TLS != nil && len(o.TLS.NextProtos) > 0 {
 		o.TLS = o.TLS.Clone()
 		o.TLS.NextProtos = nil
 	}
-	c.cancel = sock.Dial(srv.loop, o, func(sc *sock.Conn, err error) {
-		c.cancel = nil
-		if err != nil {
-			h.tunnelFailed(s, c, err)
-			return
-		}
-		s.Forward(opaque.NewClient(sc, exchange.ClientOptions{Clock: srv.loop, Pool: srv.streams}), nil)
+	c.Dial(func(done func(exchange.Upstream, mesh.Reason, error)) func() {
+		return sock.Dial(srv.loop, o, func(sc *sock.Conn, err error) {
+			if err != nil {
+				done(nil, sock.Reason(err), err)
+				return
+			}
+			done(opaque.NewClient(sc, exchange.ClientOptions{Clock: srv.loop, Pool: srv.streams}), mesh.ReasonNone, nil)
+		})
 	})
 }
 
-// tunnelFailed resets a connection whose upstream cannot be reached; a client that may yet speak HTTP is given the
-// time to do so, because it can be told why.
-func (h handler) tunnelFailed(s *exchange.Stream, c *call, err error) {
-	fail := func() {
-		c.cancel = nil
-		h.l.srv.process.ConnectionFailed(sock.Reason(err))
-		s.Fail(503, sock.Reason(err), err.Error())
-	}
-	if f := s.Conn.(*conn).front; f == nil || !f.Undecided() {
-		fail()
-		return
-	}
-	c.cancel = h.l.srv.loop.After(clientFirst, fail).Stop
-}
-
 // Response implements exchange.Handler.
-func (handler) Response(*exchange.Stream) {}
+func (handler) Response(s *exchange.Stream) {
+	c := s.Ctx.(*call)
+	c.Answered()
+	if c.conn.link {
+		c.conn.notes.Leave(&c.Trip)
+	}
+}
 
 // Lost implements exchange.Handler.
 func (h handler) Lost(s *exchange.Stream, _ mesh.Reason) bool {
 	c := s.Ctx.(*call)
-	idempotent := false
-	switch s.Req.Method {
-	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
-		idempotent = s.Req.Protocol == ""
-	}
-	if c.tunnel || c.attempts >= maxAttempts || !s.Unprocessed && !idempotent {
+	if c.Tunnel || !c.MayRetry() {
 		return false
 	}
 	h.l.srv.process.Retries.Add(1)
-	h.send(s, c)
+	c.send()
 	return true
 }
 
@@ -242,47 +193,25 @@ func (h handler) Lost(s *exchange.Stream, _ mesh.Reason) bool {
 func (h handler) Done(s *exchange.Stream) {
 	c := s.Ctx.(*call)
 	s.Ctx = nil
-	h.end(s, c)
+	c.Trip.Done()
+	c.end()
 	c.next, h.l.srv.free = h.l.srv.free, c
 }
 
-func (h handler) end(s *exchange.Stream, c *call) {
-	if c.ticket != nil {
-		c.ticket.Cancel()
-	}
-	if c.cancel != nil {
-		c.cancel()
-	}
-	if c.tunnel {
-		if !c.counted && s.Reason == mesh.ReasonNone && s.ReqBytes+s.ResBytes == 0 && h.l.http {
-			return // it was HTTP after all
-		}
-		c.open()
-		c.series.conns.Bytes(s.ReqBytes, s.ResBytes)
-		c.series.conns.Closed(s.End, s.Reason)
+// end closes the stream's account of bytes.
+func (c *call) end() {
+	s := c.S
+	if !c.Tunnel {
+		c.conn.counts.Bytes(s.ReqBytes, s.ResBytes)
 		return
 	}
-	c.series.conns.Bytes(s.ReqBytes, s.ResBytes)
-	o := meter.Outcome{Reason: s.Reason}
-	if s.Res != nil {
-		o.Status = s.Res.Status
-		o.OK = s.Reason == mesh.ReasonNone && o.Status < 500
+	if c.conns == nil && s.Reason == mesh.ReasonNone && s.ReqBytes+s.ResBytes == 0 && c.l.http {
+		return // it was HTTP after all
 	}
-	if c.grpc {
-		o.GRPC = grpcStatus(s)
-		o.OK = o.OK && meter.GRPCOK(o.GRPC)
+	c.open()
+	if d := c.Dialled(); d > 0 {
+		c.conns.Connected(int64(d))
 	}
-	c.series.requests.Ended(s.End, s.End-s.Start, o)
-}
-
-func grpcStatus(s *exchange.Stream) string {
-	for i := range s.Trailers {
-		if s.Trailers[i].Name == "grpc-status" {
-			return s.Trailers[i].Value
-		}
-	}
-	if s.Res == nil || s.Res.Status != 200 {
-		return ""
-	}
-	return s.Res.Get("grpc-status")
+	c.conns.Bytes(s.ReqBytes, s.ResBytes)
+	c.conns.Closed(s.End, s.Reason)
 }

@@ -14,12 +14,11 @@ import (
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/front"
-	"conduit.io/conduit/proxy/h1"
-	"conduit.io/conduit/proxy/h2"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/pool"
 	"conduit.io/conduit/proxy/sock"
+	"conduit.io/conduit/proxy/trip"
 )
 
 const (
@@ -28,7 +27,6 @@ const (
 	maxSeries   = 1000
 	maxConns    = 4096
 	maxWaiting  = 65536
-	clientFirst = 50 * time.Millisecond
 )
 
 // Server serves a Config on one loop.
@@ -37,6 +35,7 @@ type Server struct {
 	log     *slog.Logger
 	process meter.Process
 	set     *meter.Set
+	desk    trip.Desk
 	streams *exchange.Pool
 	fronts  []*listener
 	free    *call
@@ -45,13 +44,14 @@ type Server struct {
 
 // listener is one entry of Config.Listeners at work.
 type listener struct {
-	srv    *Server
-	cfg    Listener
-	sock   *sock.Listener
-	pools  [poolKinds]*pool.Pool
-	series [meter.Protocols]*series
-	conns  map[*conn]struct{}
-	http   bool // the last connection was HTTP
+	srv      *Server
+	cfg      Listener
+	sock     *sock.Listener
+	pools    [poolKinds]*pool.Pool
+	requests [meter.Protocols]*meter.Requests
+	carried  [meter.Protocols]*meter.Conns
+	conns    map[*conn]struct{}
+	http     bool // the last connection was HTTP
 }
 
 // poolKind is what is spoken to the upstream; auto is for the TLS handshake to choose.
@@ -64,22 +64,21 @@ const (
 	poolKinds // how many there are
 )
 
-type series struct {
-	requests *meter.Requests
-	conns    *meter.Conns
-}
-
 // conn is an accepted connection.
 type conn struct {
 	l      *listener
-	counts *meter.Conns // in which it is counted as open
-	front  *front.Front // nil when the protocol was certain
+	counts *meter.Conns  // in which it is counted as open
+	queued time.Duration // how long it waited to be accepted; negative: unknown, or counted
+	link   bool          // to another proxy
+	notes  trip.Notes    // for it
+	front  *front.Front  // nil when the protocol was certain
 	drain  func()
 }
 
 // Start opens every listener of cfg and serves on l, which is running or will be. On an error nothing is left open.
 func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
 	s := &Server{loop: l, log: log, set: meter.NewSet(maxSeries), streams: exchange.NewPool()}
+	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -182,7 +181,7 @@ func (s *Server) Shutdown(grace time.Duration) {
 }
 
 func (l *listener) accept(sc *sock.Conn) {
-	c := &conn{l: l}
+	c := &conn{l: l, queued: l.srv.desk.Queued(sc)}
 	l.conns[c] = struct{}{}
 	l.srv.process.Accepted.Add(1)
 	l.srv.process.Open.Add(1)
@@ -219,6 +218,7 @@ func (l *listener) negotiated(cs *tls.ConnectionState) (p mesh.Protocol, link bo
 var opaqueHead = &exchange.Head{Method: "CONNECT"}
 
 func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
+	c.link = link
 	o := front.Options{
 		Handler: handler{l}, Request: opaqueHead, Protocol: p,
 		Server: exchange.ServerOptions{
@@ -234,18 +234,23 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 		ClientFirst: l.cfg.UpstreamProtocol != mesh.Detect,
 	}
 	if l.http {
-		o.Wait = clientFirst
+		o.Wait = trip.ClientFirst
 	}
-	switch p {
-	case mesh.HTTP1:
-		srv := h1.NewServer(sc, o.Handler, o.Server)
-		c.drain = srv.Drain
-	case mesh.HTTP2:
-		srv := h2.NewServer(sc, o.Handler, o.Server)
-		c.drain = srv.Drain
-	default:
-		f := front.Serve(sc, o)
-		c.front, c.drain = f, f.Drain
+	if p == mesh.HTTP1 || p == mesh.HTTP2 {
+		l.http = true
+		c.drain = front.HTTP(sc, p, o.Handler, o.Server).Drain
+		return
+	}
+	f := front.Serve(sc, o)
+	c.front, c.drain = f, f.Drain
+}
+
+// opened counts the connection in, and what is known of its way here.
+func (c *conn) opened(on *meter.Conns) {
+	on.Opened()
+	if c.queued >= 0 {
+		on.Accepted(int64(c.queued))
+		c.queued = -1
 	}
 }
 
@@ -263,22 +268,33 @@ func (l *listener) closed(c *conn, err error) {
 	}
 }
 
-// label is the series of a protocol.
-func (l *listener) label(proto meter.Protocol) *series {
-	s := l.series[proto]
-	if s != nil && !s.conns.Gone() && (proto == meter.TCP || !s.requests.Gone()) {
-		return s
-	}
+// key is the labels of what the listener carries.
+func (l *listener) key(proto meter.Protocol) meter.Key {
 	k := meter.Key{Direction: meter.Outbound, Src: l.cfg.Address.String(), Dst: l.cfg.Upstream.String(), Protocol: proto, TLS: meter.None}
 	if l.cfg.Mutual {
 		k.TLS = meter.MTLS
 	}
-	now := l.srv.loop.Now()
-	s = &series{conns: l.srv.set.Conns(k, now)}
-	if proto != meter.TCP {
+	return k
+}
+
+// request is the series of requests of a protocol.
+func (l *listener) request(proto meter.Protocol) *meter.Requests {
+	r := l.requests[proto]
+	if r == nil || r.Gone() {
+		k := l.key(proto)
 		k.Route = meter.DefaultRoute
-		s.requests = l.srv.set.Requests(k, now)
+		r = l.srv.set.Requests(k, l.srv.loop.Now())
+		l.requests[proto] = r
 	}
-	l.series[proto] = s
-	return s
+	return r
+}
+
+// conn is the series of connections of a protocol.
+func (l *listener) conn(proto meter.Protocol) *meter.Conns {
+	c := l.carried[proto]
+	if c == nil || c.Gone() {
+		c = l.srv.set.Conns(l.key(proto), l.srv.loop.Now())
+		l.carried[proto] = c
+	}
+	return c
 }

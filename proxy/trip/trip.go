@@ -1,0 +1,206 @@
+// Package trip is what a proxied stream needs on its way, whoever decides where it goes: a place on a connection, the
+// chance to be sent again, and an account of where its time went and how it ended. A Trip belongs to one shard loop.
+package trip
+
+import (
+	"time"
+
+	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
+	"conduit.io/conduit/proxy/front"
+	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/pool"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+const (
+	// MaxAttempts is how often a stream is sent before it fails.
+	MaxAttempts = 3
+	// ClientFirst is how long a client that is likely to speak HTTP is waited for: long enough for a client to write, too
+	// short to matter where a server speaks first after all.
+	ClientFirst = 50 * time.Millisecond
+)
+
+// Owner is who decides where a stream goes.
+type Owner interface {
+	// Stranded says that the stream got no connection. The owner sends it elsewhere, or calls Fail.
+	Stranded(reason mesh.Reason, detail string)
+}
+
+// Trip is one stream's way, from Handler.Request to Handler.Done. The zero Trip is made ready by Begin.
+type Trip struct {
+	S        *exchange.Stream
+	Tunnel   bool // bytes, not HTTP
+	GRPC     bool
+	FromLink bool // it came over another proxy
+	Attempts int
+
+	desk     *Desk
+	owner    Owner
+	requests *meter.Requests
+	started  bool // it is counted as a request
+	span     meter.Span
+	ticket   *pool.Ticket // what it waits for
+	cancel   func()       // likewise: a dial, or a timer
+}
+
+// Begin starts the trip of s.
+func (t *Trip) Begin(d *Desk, s *exchange.Stream, owner Owner) {
+	*t = Trip{S: s, desk: d, owner: owner, Tunnel: s.Req.Major == 0}
+	t.GRPC = !t.Tunnel && s.Req.GRPC()
+}
+
+// Protocol is how metrics name what the stream carries.
+func (t *Trip) Protocol() meter.Protocol {
+	switch {
+	case t.Tunnel:
+		return meter.TCP
+	case t.GRPC:
+		return meter.GRPC
+	case t.S.Req.Major == 2:
+		return meter.HTTP2
+	}
+	return meter.HTTP1
+}
+
+// CountOn says which series the request is to be counted in, when it has an answer or has ended. The last word counts.
+func (t *Trip) CountOn(r *meter.Requests) {
+	r.Begin()
+	if t.requests != nil {
+		t.requests.Leave()
+	}
+	t.requests = r
+}
+
+// Over sends the stream on over a connection of p, now or when there is one.
+func (t *Trip) Over(p *pool.Pool, extra []hpack.HeaderField) {
+	if u := p.Get(); u != nil {
+		t.send(u, extra)
+		return
+	}
+	waited := false
+	ticket := p.Wait(func(g pool.Grant) {
+		waited = true
+		t.ticket = nil
+		t.span.Dialled(g.Dial)
+		if g.Err != nil {
+			t.owner.Stranded(g.Reason, g.Err.Error())
+			return
+		}
+		t.send(g.Up, extra)
+	})
+	if !waited { // else t may be somebody else's by now
+		t.ticket = ticket
+	}
+}
+
+func (t *Trip) send(u exchange.Upstream, extra []hpack.HeaderField) {
+	t.desk.Book.Sent(&t.span)
+	t.S.Forward(u, extra)
+}
+
+// Dial carries a tunnel over a connection of its own. start begins to connect, and returns how to stop; done is called
+// later, on the loop, with the connection or the reason why there is none.
+func (t *Trip) Dial(start func(done func(u exchange.Upstream, reason mesh.Reason, err error)) (cancel func())) {
+	since := t.desk.Loop.Now()
+	t.cancel = start(func(u exchange.Upstream, reason mesh.Reason, err error) {
+		t.cancel = nil
+		t.span.Dialled(time.Duration(t.desk.Loop.Now() - since))
+		if err != nil {
+			t.owner.Stranded(reason, err.Error())
+			return
+		}
+		t.S.Forward(u, nil)
+	})
+}
+
+// MayRetry reports whether a stream whose upstream connection was lost may be sent again: what certainly was not begun,
+// and what may be repeated by its nature (RFC 9110, 9.2.2).
+func (t *Trip) MayRetry() bool {
+	return t.Attempts < MaxAttempts && (t.S.Unprocessed || !t.Tunnel && t.S.Req.Idempotent())
+}
+
+// Fail answers with a failure of the mesh. A client that may yet turn out to speak HTTP, by f, is given the time to do so,
+// because then it can be told why; an opaque connection can only be reset. f is nil where that is certain. The stream may have
+// ended on return.
+func (t *Trip) Fail(f *front.Front, status int, reason mesh.Reason, detail string) {
+	if t.Tunnel && f != nil && f.Undecided() {
+		t.cancel = t.desk.Loop.After(ClientFirst, func() { t.cancel = nil; t.fail(status, reason, detail) }).Stop
+		return
+	}
+	t.fail(status, reason, detail)
+}
+
+func (t *Trip) fail(status int, reason mesh.Reason, detail string) {
+	if t.Tunnel && !t.FromLink {
+		t.desk.Process.ConnectionFailed(reason)
+	}
+	t.S.Fail(status, reason, detail)
+}
+
+// Answered is to be called when the response's head is there.
+func (t *Trip) Answered() {
+	t.start()
+	t.readNote()
+}
+
+// start counts the request, once.
+func (t *Trip) start() {
+	if !t.started && t.requests != nil {
+		t.started = true
+		t.requests.Started()
+	}
+}
+
+// Dialled is how long dials for the stream took.
+func (t *Trip) Dialled() time.Duration { return t.span.Dials() }
+
+// Done ends the trip: nothing is waited for any more, and a request is counted.
+func (t *Trip) Done() {
+	if t.ticket != nil {
+		t.ticket.Cancel()
+	}
+	if t.cancel != nil {
+		t.cancel()
+	}
+	if t.requests == nil {
+		return
+	}
+	t.start()
+	t.desk.Book.Ended(t.requests, &t.span, t.times(), t.outcome())
+}
+
+func (t *Trip) times() meter.Times {
+	s := t.S
+	return meter.Times{Start: s.Start, ReqEnd: s.ReqEnd, FirstByte: s.FirstByte, End: s.End}
+}
+
+func (t *Trip) outcome() meter.Outcome {
+	s := t.S
+	o := meter.Outcome{Reason: s.Reason}
+	if s.Res == nil {
+		return o
+	}
+	o.Status = s.Res.Status
+	if o.Reason == mesh.ReasonNone && (t.GRPC || o.Status >= 300) {
+		o.Reason = theirs(s)
+	}
+	o.OK = o.Reason == mesh.ReasonNone && o.Status < 500
+	if t.GRPC {
+		o.GRPC = s.GRPCStatus()
+		o.OK = o.OK && meter.GRPCOK(o.GRPC)
+	}
+	return o
+}
+
+// theirs is another proxy's reason, which nobody else can have put there: in its response, or in trailers if the response
+// had begun when it failed.
+func theirs(s *exchange.Stream) mesh.Reason {
+	for i := range s.Trailers {
+		if s.Trailers[i].Name == mesh.ReasonHeader {
+			return mesh.Reason(s.Trailers[i].Value)
+		}
+	}
+	return mesh.Reason(s.Res.Get(mesh.ReasonHeader))
+}
