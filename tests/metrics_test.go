@@ -22,6 +22,7 @@ import (
 	"conduit.io/conduit/control"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
 )
@@ -191,16 +192,18 @@ func proxyText() string {
 		span := &meter.Span{}
 		span.Dialled(1)
 		book.Sent(span)
-		end := func(o meter.Outcome) { book.Ended(r, span, meter.Times{Start: 1, ReqEnd: 6, FirstByte: 8, End: 9}, o) }
+		end := func(o meter.Outcome) {
+			book.Ended(r, span, &exchange.Stream{Start: 1, ReqEnd: 6, FirstByte: 8, End: 9}, o)
+		}
 		r.Linked(3, 2, 1)
 		for class := range 6 {
-			end(meter.Outcome{OK: class < 5, Status: class * 100})
+			end(meter.NewOutcome(class < 5, class*100, "", ""))
 		}
 		for code := range 18 {
-			end(meter.Outcome{Status: 200, GRPC: strconv.Itoa(code)})
+			end(meter.NewOutcome(false, 200, strconv.Itoa(code), ""))
 		}
 		for _, reason := range meshReasons {
-			end(meter.Outcome{Reason: reason})
+			end(meter.NewOutcome(false, 0, "", reason))
 			c.Closed(0, reason)
 			process.HandshakeFailed(reason)
 			process.ConnectionFailed(reason)

@@ -3,6 +3,7 @@ package meter
 import (
 	"time"
 
+	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/loop"
 )
 
@@ -37,18 +38,6 @@ type last struct {
 	latency, proxy int64
 }
 
-// Times are those of an exchange.Stream, in nanoseconds of the loop's clock; 0: it did not happen.
-type Times struct{ Start, ReqEnd, FirstByte, End int64 }
-
-// Complete is how long it took from the end of the request to the first byte of the response, as the client sees it.
-func (t Times) Complete() int64 {
-	from := t.Start
-	if t.ReqEnd > from && t.ReqEnd <= t.FirstByte {
-		from = t.ReqEnd
-	}
-	return t.FirstByte - from
-}
-
 // NewBook makes a Book for what happens on l. It is used on l's goroutine.
 func NewBook(l Loop) *Book { return &Book{loop: l} }
 
@@ -66,49 +55,49 @@ func (sp *Span) Dialled(d time.Duration) { sp.connect += int64(d) }
 func (sp *Span) Dials() time.Duration { return time.Duration(sp.connect) }
 
 // upstream is when the upstream had the whole request, and when its answer began, or was not waited for any longer.
-func (sp *Span) upstream(t *Times) (from, until int64) {
-	from, until = max(sp.sent, sp.written), t.FirstByte
+func (sp *Span) upstream(s *exchange.Stream) (from, until int64) {
+	from, until = max(sp.sent, sp.written), s.FirstByte
 	if until < from {
-		until = t.End // there was no answer, or only one to an earlier attempt
+		until = s.End // there was no answer, or only one to an earlier attempt
 	}
-	if t.ReqEnd > from && t.ReqEnd <= until {
-		from = t.ReqEnd
+	if s.ReqEnd > from && s.ReqEnd <= until {
+		from = s.ReqEnd
 	}
 	return from, until
 }
 
 // Answer is how long the upstream took from the end of the request to the first byte of the response, which has just
 // come.
-func (sp *Span) Answer(t Times) int64 {
-	from, until := sp.upstream(&t)
+func (sp *Span) Answer(s *exchange.Stream) int64 {
+	from, until := sp.upstream(s)
 	return until - from
 }
 
 // Ended counts the end of a request on r, and where its time went. It takes r's Begin back.
-func (b *Book) Ended(r *Requests, sp *Span, t Times, o Outcome) {
+func (b *Book) Ended(r *Requests, sp *Span, s *exchange.Stream, o Outcome) {
 	r.busy--
-	r.used = t.End
-	r.ended.add(&o)
+	r.used = s.End
+	r.ended.add(o)
 	proxy := int64(0)
 	if sp.sent == 0 {
-		r.wait(t.End-t.Start, sp.connect)
+		r.wait(s.End-s.Start, sp.connect)
 	} else {
-		r.wait(sp.sent-t.Start, sp.connect)
+		r.wait(sp.sent-s.Start, sp.connect)
 		head := sp.sent
 		if sp.written != 0 {
 			head = sp.written
 			proxy = head - sp.sent
 		}
-		from, until := sp.upstream(&t)
+		from, until := sp.upstream(s)
 		if from > head {
 			r.parts.add(Request, from-head)
 		}
 		r.parts.add(Upstream, until-from)
-		if t.End > until {
-			r.parts.add(Response, t.End-until)
+		if s.End > until {
+			r.parts.add(Response, s.End-until)
 		}
 	}
-	b.ended = append(b.ended, last{r, t.End - t.Start, proxy})
+	b.ended = append(b.ended, last{r, s.End - s.Start, proxy})
 	b.arm()
 }
 

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/loop"
 )
 
@@ -68,53 +69,53 @@ func TestParts(t *testing.T) {
 		"at once": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() { b.Sent(sp) })
 			l.batch(1000, func() {
-				b.Ended(r, sp, Times{us(100), us(100), us(1000), us(1000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(100), FirstByte: us(1000), End: us(1000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 900 + batch, map[Part]int64{Proxy: 2 * batch, Upstream: 900 - batch}},
 		"after a dial, and a queue": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(400, func() { sp.Dialled(200 * time.Microsecond); b.Sent(sp) })
 			l.batch(1000, func() {
-				b.Ended(r, sp, Times{us(100), us(400), us(1000), us(1000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(400), FirstByte: us(1000), End: us(1000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 900 + batch, map[Part]int64{Queue: 100, Connect: 200, Proxy: 2 * batch, Upstream: 600 - batch}},
 		"an upload, then a download": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() { b.Sent(sp) })
 			l.batch(5000, func() {
-				b.Ended(r, sp, Times{us(100), us(2000), us(3000), us(5000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(2000), FirstByte: us(3000), End: us(5000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 4900 + batch, map[Part]int64{Proxy: 2 * batch, Request: 1900 - batch, Upstream: 1000, Response: 2000}},
 		"answered before the request's end": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() { b.Sent(sp) })
 			l.batch(5000, func() {
-				b.Ended(r, sp, Times{us(100), us(4000), us(3000), us(5000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(4000), FirstByte: us(3000), End: us(5000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 4900 + batch, map[Part]int64{Proxy: 2 * batch, Upstream: 2900 - batch, Response: 2000}},
 		"sent twice": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() { b.Sent(sp) })
 			l.batch(600, func() { b.Sent(sp) }) // the first upstream had answered at 500 that it could not be reached
 			l.batch(1000, func() {
-				b.Ended(r, sp, Times{us(100), us(600), us(1000), us(1000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(600), FirstByte: us(1000), End: us(1000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 900 + batch, map[Part]int64{Queue: 500, Proxy: 2 * batch, Upstream: 400 - batch}},
 		"never sent": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(1000, func() {
 				sp.Dialled(900 * time.Microsecond)
-				b.Ended(r, sp, Times{Start: us(100), End: us(1000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), End: us(1000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 900 + batch, map[Part]int64{Connect: 900, Proxy: batch}},
 		"answered by nobody": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() { b.Sent(sp) })
 			l.batch(1000, func() {
-				b.Ended(r, sp, Times{us(100), us(100), 0, us(1000)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(100), FirstByte: 0, End: us(1000)}, NewOutcome(false, 0, "", ""))
 			})
 		}, 900 + batch, map[Part]int64{Proxy: 2 * batch, Upstream: 900 - batch}},
 		"refused at once": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
-			l.batch(100, func() { b.Ended(r, sp, Times{Start: us(100), End: us(100)}, Outcome{}) })
+			l.batch(100, func() { b.Ended(r, sp, &exchange.Stream{Start: us(100), End: us(100)}, NewOutcome(false, 0, "", "")) })
 		}, batch, map[Part]int64{Proxy: batch}},
 		"sent and lost in one batch": {func(b *Book, l *clockwork, r *Requests, sp *Span) {
 			l.batch(100, func() {
 				b.Sent(sp)
-				b.Ended(r, sp, Times{us(100), us(100), 0, us(100)}, Outcome{})
+				b.Ended(r, sp, &exchange.Stream{Start: us(100), ReqEnd: us(100), FirstByte: 0, End: us(100)}, NewOutcome(false, 0, "", ""))
 			})
 		}, batch, map[Part]int64{Proxy: batch, Upstream: 0}},
 	} {
@@ -153,7 +154,7 @@ func BenchmarkBook(b *testing.B) {
 	book := NewBook(l)
 	r := NewSet(10).Requests(requestKey, 0)
 	spans := make([]Span, batch)
-	o := Outcome{OK: true, Status: 200}
+	o := NewOutcome(true, 200, "", "")
 	b.ReportAllocs()
 	for i := range b.N {
 		at := int64(i+1) * 1000
@@ -165,7 +166,7 @@ func BenchmarkBook(b *testing.B) {
 			book.called = true
 			book.Flush()
 			for j := range spans {
-				book.Ended(r, &spans[j], Times{at, at, at + 500, at + 500}, o)
+				book.Ended(r, &spans[j], &exchange.Stream{Start: at, ReqEnd: at, FirstByte: at + 500, End: at + 500}, o)
 			}
 			book.called = true
 			book.Flush()

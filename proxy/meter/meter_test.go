@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/exchange"
 )
 
 var (
@@ -47,7 +48,7 @@ func end(r *Requests, at, latency time.Duration, o Outcome) {
 	r.Begin()
 	r.Started()
 	b := NewBook(&clockwork{})
-	b.Ended(r, &Span{}, Times{Start: int64(at - latency), End: int64(at)}, o)
+	b.Ended(r, &Span{}, &exchange.Stream{Start: int64(at - latency), End: int64(at)}, o)
 	b.called = true
 	b.Flush()
 }
@@ -56,10 +57,10 @@ func TestRequestsText(t *testing.T) {
 	a, b := NewSet(10), NewSet(10)
 	for _, s := range []*Set{a, b} { // two shards add up
 		r := s.Requests(requestKey, 0)
-		end(r, 0, 60*time.Microsecond, Outcome{OK: true, Status: 200, GRPC: "0"})
-		end(r, 0, 50*time.Microsecond, Outcome{Status: 200, GRPC: "14", Reason: mesh.ReasonConnect})
-		end(r, 0, 70*time.Second, Outcome{Status: 999, GRPC: "17"})
-		end(r, 0, -time.Second, Outcome{Reason: mesh.ReasonDownstreamReset})
+		end(r, 0, 60*time.Microsecond, NewOutcome(true, 200, "0", ""))
+		end(r, 0, 50*time.Microsecond, NewOutcome(false, 200, "14", mesh.ReasonConnect))
+		end(r, 0, 70*time.Second, NewOutcome(false, 999, "17", ""))
+		end(r, 0, -time.Second, NewOutcome(false, 0, "", mesh.ReasonDownstreamReset))
 	}
 	got := text(a, b)
 	const route = labels + `,route="default"`
@@ -113,14 +114,14 @@ func TestReasonsComplete(t *testing.T) {
 func TestEndings(t *testing.T) {
 	for code := range 17 {
 		c := strconv.Itoa(code)
-		o := Outcome{OK: true, Status: 204, GRPC: c}
-		if ok, class, got, _ := o.pack().unpack(); !ok || class != "2xx" || got != c {
+		o := NewOutcome(true, 204, c, "")
+		if ok, class, got, _ := o.unpack(); !ok || class != "2xx" || got != c {
 			t.Errorf("grpc-status %s: %v %q %q", c, ok, class, got)
 		}
 	}
 	for _, c := range []string{"17", "99", "-1", "00", "100", "x", strings.Repeat("1", 1000)} {
-		o := Outcome{GRPC: c, Status: 100}
-		if ok, class, got, _ := o.pack().unpack(); ok || class != "1xx" || got != "other" {
+		o := NewOutcome(false, 100, c, "")
+		if ok, class, got, _ := o.unpack(); ok || class != "1xx" || got != "other" {
 			t.Errorf("grpc-status %.10s: %v %q %q", c, ok, class, got)
 		}
 	}
@@ -128,7 +129,7 @@ func TestEndings(t *testing.T) {
 	for status := 100; status < 1000; status += 50 {
 		for code := range 30 {
 			for _, reason := range reasons {
-				all.add(&Outcome{Status: status, GRPC: strconv.Itoa(code), Reason: reason})
+				all.add(NewOutcome(false, status, strconv.Itoa(code), reason))
 			}
 		}
 	}

@@ -27,16 +27,8 @@ func reasonIndex(r mesh.Reason) int {
 // byReason is a counter for each reason, for any goroutine.
 type byReason [len(reasons)]atomic.Uint64
 
-// Outcome is how a request, or a connection, ended.
-type Outcome struct {
-	OK     bool
-	Status int    // of the response; 0: there was none
-	GRPC   string // grpc-status; empty: none, or not gRPC
-	Reason mesh.Reason
-}
-
-// ending is an Outcome, bounded and packed: as small as a number of the few that a series meets.
-type ending uint32
+// Outcome is how a request or a connection ended, bounded and packed: a number of the few that a series meets.
+type Outcome uint32
 
 const (
 	classes   = 6  // of status: none, 1xx to 5xx
@@ -44,15 +36,22 @@ const (
 	otherCode = codes - 1
 )
 
-func (o *Outcome) pack() ending {
-	e := ending(0)
-	if !o.OK {
-		e = 1
-	}
+// NewOutcome packs an Outcome. ok: it was a success. status is the response's, 0 if there was none; grpc its grpc-status,
+// empty if there was none or it was not gRPC.
+func NewOutcome(ok bool, status int, grpc string, reason mesh.Reason) Outcome {
 	// A status over 599 counts as 5xx (RFC 9110, 15).
-	e = e*classes + ending(min(max(o.Status, 0)/100, classes-1))
-	e = e*codes + ending(codeIndex(o.GRPC))
-	return e*ending(len(reasons)) + ending(reasonIndex(o.Reason))
+	o := Outcome(min(max(status, 0)/100, classes-1))
+	if !ok {
+		o += classes
+	}
+	o *= codes * Outcome(len(reasons))
+	if grpc != "" {
+		o += Outcome(codeIndex(grpc) * len(reasons))
+	}
+	if reason != mesh.ReasonNone {
+		o += Outcome(reasonIndex(reason))
+	}
+	return o
 }
 
 func codeIndex(s string) int {
@@ -67,56 +66,61 @@ func codeIndex(s string) int {
 	return otherCode
 }
 
-// unpack gives an ending's labels, and whether it was a success.
-func (e ending) unpack() (ok bool, class, code, reason string) {
-	reason = string(reasons[e%ending(len(reasons))])
-	e /= ending(len(reasons))
-	switch c := int(e % codes); c {
+// unpack gives an Outcome's labels, and whether it was a success.
+func (o Outcome) unpack() (ok bool, class, code, reason string) {
+	reason = string(reasons[o%Outcome(len(reasons))])
+	o /= Outcome(len(reasons))
+	switch c := int(o % codes); c {
 	case 0:
 	case otherCode:
 		code = other
 	default:
 		code = number(float64(c - 1))
 	}
-	e /= codes
-	if c := int(e % classes); c > 0 {
+	o /= codes
+	if c := int(o % classes); c > 0 {
 		class = number(float64(c)) + "xx"
 	}
-	return e/classes == 0, class, code, reason
+	return o/classes == 0, class, code, reason
 }
 
-// tally counts endings: a short list, because a series meets few of them.
+// rest is an Outcome beyond the bound: whether it was a success, and of which class, is left.
+func (o Outcome) rest() Outcome {
+	n := codes * Outcome(len(reasons))
+	return o/n*n + Outcome(len(reasons)) - 1
+}
+
+// tally counts outcomes: a short list, because a series meets few of them.
 type tally []tallied
 
 type tallied struct {
 	n uint64
-	e ending
+	o Outcome
 }
 
 // maxTally bounds a tally: a server may send every gRPC status with every status, and another proxy every reason.
 const maxTally = 64
 
-func (t *tally) add(o *Outcome) {
-	e := o.pack()
+func (t *tally) add(o Outcome) {
 	for i := range *t {
-		if (*t)[i].e == e {
+		if (*t)[i].o == o {
 			(*t)[i].n++
 			return
 		}
 	}
-	if len(*t) >= maxTally && o.Reason != other { // beyond the bound: whether and of which class is left
-		t.add(&Outcome{OK: o.OK, Status: o.Status, Reason: other})
+	if len(*t) >= maxTally && o != o.rest() {
+		t.add(o.rest())
 		return
 	}
-	*t = append(*t, tallied{1, e})
+	*t = append(*t, tallied{1, o})
 }
 
-// sum adds tallies up, in the order of endings.
+// sum adds tallies up, in the order of outcomes.
 func sum(all []tally) tally {
 	var out tally
 	for _, t := range all {
 		for _, x := range t {
-			i, found := slices.BinarySearchFunc(out, x.e, func(y tallied, e ending) int { return int(y.e) - int(e) })
+			i, found := slices.BinarySearchFunc(out, x.o, func(y tallied, o Outcome) int { return int(y.o) - int(o) })
 			if found {
 				out[i].n += x.n
 			} else {

@@ -72,7 +72,7 @@ func (c *Conns) Opened() {
 func (c *Conns) Closed(now int64, reason mesh.Reason) {
 	c.busy--
 	c.used = now
-	c.closed.add(&Outcome{OK: reason == mesh.ReasonNone, Reason: reason})
+	c.closed.add(NewOutcome(reason == mesh.ReasonNone, 0, "", reason))
 }
 
 // Bytes counts bytes read from, and written to, the connection's client.

@@ -38,7 +38,7 @@ func TestSeriesExpire(t *testing.T) {
 	busy.Begin()
 	open := s.Conns(connKey, 0)
 	open.Opened()
-	end(used, expiry/2, 0, Outcome{})
+	end(used, expiry/2, 0, NewOutcome(false, 0, "", ""))
 	s.Sweep(int64(expiry) - 1)
 	if idle.Gone() {
 		t.Error("gone before its time")
@@ -48,7 +48,7 @@ func TestSeriesExpire(t *testing.T) {
 		t.Errorf("gone: idle %v, busy %v, used %v, open %v", idle.Gone(), busy.Gone(), used.Gone(), open.Gone())
 	}
 	busy.Leave()
-	end(busy, expiry, 0, Outcome{})
+	end(busy, expiry, 0, NewOutcome(false, 0, "", ""))
 	open.Closed(int64(expiry), "")
 	s.Sweep(3 * int64(expiry))
 	wantLines(t, text(s), "conduit_series_expired_total 4")
@@ -67,7 +67,7 @@ func TestLeastRecentlyUsedMakesRoom(t *testing.T) {
 	all := make([]*Requests, bound)
 	for i := range all {
 		all[i] = s.Requests(dstKey(strconv.Itoa(i)), 0)
-		end(all[i], time.Duration(i), 0, Outcome{})
+		end(all[i], time.Duration(i), 0, NewOutcome(false, 0, "", ""))
 	}
 	late := int64(spare) + bound/2 // the latter half is in use
 	fresh := s.Requests(dstKey("new"), late)
@@ -80,7 +80,7 @@ func TestLeastRecentlyUsedMakesRoom(t *testing.T) {
 		}
 	}
 	for i := range bound { // more than there is room for: those beyond are counted as other, and the old ones stay
-		end(s.Requests(dstKey("more"+strconv.Itoa(i)), late), time.Duration(late), 0, Outcome{})
+		end(s.Requests(dstKey("more"+strconv.Itoa(i)), late), time.Duration(late), 0, NewOutcome(false, 0, "", ""))
 	}
 	for i := bound / 2; i < bound; i++ {
 		if all[i].Gone() {
@@ -169,7 +169,7 @@ func BenchmarkSeries(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for _, k := range keys {
-		end(s.Requests(k, 0), 0, 0, Outcome{OK: true, Status: 200})
+		end(s.Requests(k, 0), 0, 0, NewOutcome(true, 200, "", ""))
 	}
 	b.ReportMetric(float64(unsafe.Sizeof(Requests{})), "B/struct")
 }

@@ -78,7 +78,7 @@ func writeRequests(b *bytes.Buffer, all []alike[Requests]) {
 	family(b, "response_total", "counter", "HTTP responses, by whether the server answered well, and how.")
 	for _, a := range all {
 		for _, x := range sum(each(a.all, func(r *Requests) tally { return r.ended })) {
-			ok, class, code, reason := x.e.unpack()
+			ok, class, code, reason := x.o.unpack()
 			classification := "failure"
 			if ok {
 				classification = "success"
@@ -131,7 +131,7 @@ func writeConns(b *bytes.Buffer, all []alike[Conns]) {
 	family(b, "tcp_close_total", "counter", "Connections closed, by reason; an orderly end has none.")
 	for _, a := range all {
 		for _, x := range sum(each(a.all, func(c *Conns) tally { return c.closed })) {
-			_, _, _, reason := x.e.unpack()
+			_, _, _, reason := x.o.unpack()
 			sample(b, "tcp_close_total", a.labels+`,reason="`+reason+`"`, float64(x.n))
 		}
 	}

@@ -44,7 +44,7 @@ func (h handler) Request(s *exchange.Stream) {
 	c := h.sh.newCall()
 	c.Begin(&h.sh.desk, s, c)
 	c.down = s.Conn.(*down)
-	c.FromLink = c.down.kind == inboundMesh
+	c.FromLink, c.linked = c.down.kind == inboundMesh, false
 	s.Ctx = c
 	c.route()
 }
@@ -220,8 +220,10 @@ func (sh *shard) freeCall(c *call) {
 	if c.prev != nil {
 		c.prev.next, c.next.prev = c.next, c.prev
 	}
-	*c = call{sh: sh, next: sh.free}
-	sh.free = c
+	if c.Tunnel || len(c.tried) > 0 {
+		*c = call{sh: sh}
+	}
+	c.next, sh.free = sh.free, c
 }
 
 // link puts a tunnel into the list of those that are counted while they live.

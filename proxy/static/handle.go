@@ -36,7 +36,7 @@ func (s *Server) newCall() *call {
 // Request implements exchange.Handler.
 func (h handler) Request(s *exchange.Stream) {
 	c := h.l.srv.newCall()
-	*c = call{l: h.l, conn: s.Conn.(*conn)}
+	c.l, c.conn = h.l, s.Conn.(*conn)
 	c.Begin(&h.l.srv.desk, s, c)
 	s.Ctx = c
 	if c.Tunnel {
@@ -195,6 +195,7 @@ func (h handler) Done(s *exchange.Stream) {
 	s.Ctx = nil
 	c.Trip.Done()
 	c.end()
+	c.conns = nil
 	c.next, h.l.srv.free = h.l.srv.free, c
 }
 

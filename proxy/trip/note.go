@@ -24,9 +24,11 @@ func (n *Notes) Leave(t *Trip) {
 		return
 	}
 	n.due = s.FirstByte + int64(noteEvery)
-	times := t.times()
-	here := micros(times.Complete())
-	s.Note = here + "/" + micros(t.span.Answer(times))
+	complete := s.Start // the request, as the other proxy sees it
+	if s.ReqEnd > complete && s.ReqEnd <= s.FirstByte {
+		complete = s.ReqEnd
+	}
+	s.Note = micros(s.FirstByte-complete) + "/" + micros(t.span.Answer(s))
 }
 
 func micros(nanos int64) string { return strconv.FormatInt(max(nanos, 0)/1000, 10) }
@@ -39,7 +41,7 @@ func (t *Trip) readNote() {
 	}
 	there, app, ok := parseNote(f[len(f)-1].Value)
 	if ok {
-		t.requests.Linked(t.span.Answer(t.times()), there, app)
+		t.requests.Linked(t.span.Answer(t.S), there, app)
 	}
 }
 

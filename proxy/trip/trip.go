@@ -28,7 +28,8 @@ type Owner interface {
 	Stranded(reason mesh.Reason, detail string)
 }
 
-// Trip is one stream's way, from Handler.Request to Handler.Done. The zero Trip is made ready by Begin.
+// Trip is one stream's way, from Handler.Request to Handler.Done. The zero Trip, or one that has had its Done, is made
+// ready by Begin.
 type Trip struct {
 	S        *exchange.Stream
 	Tunnel   bool // bytes, not HTTP
@@ -47,8 +48,13 @@ type Trip struct {
 
 // Begin starts the trip of s.
 func (t *Trip) Begin(d *Desk, s *exchange.Stream, owner Owner) {
-	*t = Trip{S: s, desk: d, owner: owner, Tunnel: s.Req.Major == 0}
-	t.GRPC = !t.Tunnel && s.Req.GRPC()
+	t.S, t.desk, t.owner = s, d, owner
+	t.Tunnel, t.GRPC = s.Req.Major == 0, false
+	if !t.Tunnel {
+		t.GRPC = s.Req.GRPC()
+	}
+	t.FromLink, t.Attempts, t.started = false, 0, false
+	t.span = meter.Span{}
 }
 
 // Protocol is how metrics name what the stream carries.
@@ -160,38 +166,35 @@ func (t *Trip) Dialled() time.Duration { return t.span.Dials() }
 func (t *Trip) Done() {
 	if t.ticket != nil {
 		t.ticket.Cancel()
+		t.ticket = nil
 	}
 	if t.cancel != nil {
 		t.cancel()
+		t.cancel = nil
 	}
 	if t.requests == nil {
 		return
 	}
 	t.start()
-	t.desk.Book.Ended(t.requests, &t.span, t.times(), t.outcome())
-}
-
-func (t *Trip) times() meter.Times {
-	s := t.S
-	return meter.Times{Start: s.Start, ReqEnd: s.ReqEnd, FirstByte: s.FirstByte, End: s.End}
+	t.desk.Book.Ended(t.requests, &t.span, t.S, t.outcome())
+	t.requests = nil
 }
 
 func (t *Trip) outcome() meter.Outcome {
 	s := t.S
-	o := meter.Outcome{Reason: s.Reason}
 	if s.Res == nil {
-		return o
+		return meter.NewOutcome(false, 0, "", s.Reason)
 	}
-	o.Status = s.Res.Status
-	if o.Reason == mesh.ReasonNone && (t.GRPC || o.Status >= 300) {
-		o.Reason = theirs(s)
+	status, code, reason := s.Res.Status, "", s.Reason
+	if reason == mesh.ReasonNone && (t.GRPC || status >= 300) {
+		reason = theirs(s)
 	}
-	o.OK = o.Reason == mesh.ReasonNone && o.Status < 500
+	ok := reason == mesh.ReasonNone && status < 500
 	if t.GRPC {
-		o.GRPC = s.GRPCStatus()
-		o.OK = o.OK && meter.GRPCOK(o.GRPC)
+		code = s.GRPCStatus()
+		ok = ok && meter.GRPCOK(code)
 	}
-	return o
+	return meter.NewOutcome(ok, status, code, reason)
 }
 
 // theirs is another proxy's reason, which nobody else can have put there: in its response, or in trailers if the response
