@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 	if product == nil {
 		panic("nothing to test")
 	}
+	if os.Getenv(webSocketApp) != "" {
+		serveWebSocket()
+		return
+	}
 	dir, err := os.MkdirTemp("", "conduit-proxy-test")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
