@@ -276,7 +276,7 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		return
 	}
 	s.Reason = reason
-	if code == 0 && s.breakOff(reason) {
+	if code == 0 && s.breakOff(reason, "the server ended the exchange before it was complete") {
 		return
 	}
 	s.finish(Ending{Reason: reason, Code: code})

@@ -30,6 +30,22 @@ func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 	s.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: "text/plain; charset=utf-8"}, rf}, []byte(detail))
 }
 
+// Expire ends a stream that has used up its time: with a failure if its response has not begun, with trailers if it is one
+// of gRPC, and with a reset otherwise. The stream may have ended on return; else what is left is for the client to take.
+func (s *Stream) Expire(why string) {
+	if s.dead {
+		return
+	}
+	s.Reason = mesh.ReasonTimeout
+	if s.headSent && !s.local && !s.got[Up] {
+		s.dropUpstream(Ending{Reason: s.Reason})
+		if s.breakOff(s.Reason, why) {
+			return
+		}
+	}
+	s.Fail(HTTPStatus(s.Reason), s.Reason, why)
+}
+
 // LostReason is the mesh's word for the end of an upstream connection: the error's own, if it carries one (by a method
 // MeshReason), else that the server ended it.
 func LostReason(err error) mesh.Reason {
@@ -62,7 +78,7 @@ func lostStatus(reason mesh.Reason) int {
 
 // breakOff ends a gRPC response that has begun, and will not come to its own end, with trailers that say why, after what
 // has arrived of it. A reset would reach the application without a reason, and as an error of the protocol.
-func (s *Stream) breakOff(reason mesh.Reason) bool {
+func (s *Stream) breakOff(reason mesh.Reason, why string) bool {
 	if s.Req.Major != 2 || !s.headSent || s.local || s.Tunnel || s.got[Up] || !s.Req.GRPC() {
 		return false
 	}
@@ -70,7 +86,7 @@ func (s *Stream) breakOff(reason mesh.Reason) bool {
 	s.dropUpstreamQueue()
 	s.Trailers = append(s.trailBuf[:0],
 		hpack.HeaderField{Name: "grpc-status", Value: strconv.Itoa(GRPCStatus(reason))},
-		hpack.HeaderField{Name: "grpc-message", Value: "the server ended the exchange before it was complete"},
+		hpack.HeaderField{Name: "grpc-message", Value: grpcMessage(why)},
 		hpack.HeaderField{Name: mesh.ReasonHeader, Value: string(reason)})
 	s.Pump(Down)
 	return true

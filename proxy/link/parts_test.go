@@ -95,3 +95,41 @@ func TestPartsOverTheMesh(t *testing.T) {
 		}
 	}
 }
+
+// The deadline of a call holds over the mesh: the client is told, and the application's call is cancelled.
+func TestDeadlineOverTheMesh(t *testing.T) {
+	n1, _ := pair(t)
+	gone := make(chan struct{}, 1)
+	l, err := net.Listen("tcp", webIP+":8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	s := &http.Server{Protocols: &p, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		gone <- struct{}{}
+	})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+httpSvc+"/a/b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}, "Grpc-Timeout": {"100m"}}
+	res, err := httpClient(t, true).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.Header.Get("Grpc-Status") != "4" || res.Header.Get("Conduit-Reason") != "timeout" {
+		t.Errorf("%d %v", res.StatusCode, res.Header)
+	}
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second):
+		t.Error("the application never learnt that nobody waits")
+	}
+	n1.want(`response_total{direction="outbound",src="shop/client",dst="shop/web",protocol="grpc",tls="mtls",route="default",` +
+		`classification="failure",class="2xx",grpc_status_code="4",reason="timeout"} 1`)
+}

@@ -45,6 +45,7 @@ func (h handler) Request(s *exchange.Stream) {
 	c.Begin(&h.sh.desk, s, c)
 	c.down = s.Conn.(*down)
 	c.FromLink, c.linked = c.down.kind == inboundMesh, false
+	c.Limit(h.sh.n.o.Limits)
 	s.Ctx = c
 	c.route()
 }

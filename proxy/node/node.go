@@ -23,6 +23,7 @@ import (
 	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/sock"
 	"conduit.io/conduit/proxy/table"
+	"conduit.io/conduit/proxy/trip"
 )
 
 // Options configure a Node.
@@ -32,6 +33,8 @@ type Options struct {
 	Build string // version of the program, for Hello
 	// ConnectTimeout bounds a TCP dial with its TLS handshake; 0: 5 s.
 	ConnectTimeout time.Duration
+	// Limits bound streams; the zero Limits leave only the deadlines that gRPC calls carry themselves.
+	Limits trip.Limits
 	// MaxSeries bounds the series of each kind and shard; 0: 2000.
 	MaxSeries int
 	// MeshPort is the port for mTLS; 0: mesh.MeshPort.

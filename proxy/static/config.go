@@ -10,6 +10,7 @@ import (
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/mtls"
+	"conduit.io/conduit/proxy/trip"
 )
 
 // Config is the file.
@@ -28,6 +29,7 @@ type Listener struct {
 	UpstreamProtocol mesh.Protocol
 	TLS              *tls.Config // terminate TLS; with a CA, demand a client certificate of it
 	UpstreamTLS      *tls.Config
+	Limits           trip.Limits
 	// Mutual: both ends present certificates, on the client's side or the upstream's.
 	Mutual bool
 }
@@ -64,12 +66,13 @@ func Parse(data []byte) (*Config, error) {
 }
 
 func (d *decoder) listener(path string, raw []byte) Listener {
-	o := d.object(path, raw, "address", "upstream", "protocol", "upstream_protocol", "tls", "upstream_tls")
+	o := d.object(path, raw, "address", "upstream", "protocol", "upstream_protocol", "tls", "upstream_tls", "timeout", "idle_timeout")
 	l := Listener{
 		Address:  d.addrPort(path+".address", o["address"], true),
 		Upstream: d.addrPort(path+".upstream", o["upstream"], true),
 		Protocol: mesh.Protocol(d.choice(path+".protocol", o["protocol"], "detect", "http1", "http2", "opaque")),
 	}
+	l.Limits = trip.Limits{Request: d.duration(path+".timeout", o["timeout"]), Idle: d.duration(path+".idle_timeout", o["idle_timeout"])}
 	if d.err == nil && l.Upstream.Port() == 0 {
 		d.fail(path+".upstream", "%q has port 0, to which nothing can be sent", l.Upstream)
 	}

@@ -16,17 +16,21 @@ import (
 	"time"
 
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/trip"
 )
 
 func TestParseDefaults(t *testing.T) {
 	c, err := Parse([]byte(`{"listeners":[{"address":"127.0.0.1:8000","upstream":"[::1]:9000"},
-		{"address":"0.0.0.0:1","upstream":"127.0.0.1:2","protocol":"opaque","upstream_protocol":"http2"}],"admin":"127.0.0.1:4191"}`))
+		{"address":"0.0.0.0:1","upstream":"127.0.0.1:2","protocol":"opaque","upstream_protocol":"http2","timeout":"1.5s","idle_timeout":"5m"}],"admin":"127.0.0.1:4191"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, b := c.Listeners[0], c.Listeners[1]
 	if a.Protocol != mesh.Detect || a.UpstreamProtocol != mesh.Detect || a.TLS != nil || a.UpstreamTLS != nil || a.Upstream.String() != "[::1]:9000" {
 		t.Errorf("%+v", a)
+	}
+	if a.Limits != (trip.Limits{}) || b.Limits != (trip.Limits{Request: 1500 * time.Millisecond, Idle: 5 * time.Minute}) {
+		t.Errorf("limits %+v, %+v", a.Limits, b.Limits)
 	}
 	if b.Protocol != mesh.Opaque || b.UpstreamProtocol != mesh.HTTP2 || c.Admin.Port() != 4191 {
 		t.Errorf("%+v, admin %v", b, c.Admin)
@@ -56,6 +60,8 @@ func TestParseErrorsNameTheField(t *testing.T) {
 		{"number", `{"listeners":[{"address":5,"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: want a string"},
 		{"protocol", listener(`,"protocol":"http3"`), `listeners[0].protocol: "http3" is not one of detect, http1`},
 		{"upstream protocol", listener(`,"upstream_protocol":"opaque"`), "listeners[0].upstream_protocol"},
+		{"timeout", listener(`,"timeout":"5"`), `listeners[0].timeout: "5" is not a duration`},
+		{"idle timeout", listener(`,"idle_timeout":"-1s"`), `listeners[0].idle_timeout: "-1s" is not`},
 		{"admin", `{"listeners":[{"address":"127.0.0.1:1","upstream":"127.0.0.1:2"}],"admin":"x"}`, `admin: "x" is not`},
 		{"tls without cert", listener(`,"tls":{}`), "listeners[0].tls.cert: is missing"},
 		{"tls without key", listener(fmt.Sprintf(`,"tls":{"cert":%q}`, junk)), "listeners[0].tls.key: is missing"},

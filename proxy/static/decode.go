@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 // decoder reads JSON values one field at a time, so that an error can name the field. The first error stays.
@@ -120,6 +121,19 @@ func (d *decoder) addrPort(path string, raw []byte, required bool) netip.AddrPor
 		d.fail(path, "%q is not ADDRESS:PORT with a numeric address, as in 127.0.0.1:8000", s)
 	}
 	return a
+}
+
+// duration is a positive one, or 0 when there is none.
+func (d *decoder) duration(path string, raw []byte) time.Duration {
+	s := d.text(path, raw)
+	if s == "" {
+		return 0
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v <= 0 {
+		d.fail(path, "%q is not a duration, as in 1.5s or 5m", s)
+	}
+	return v
 }
 
 // file is the path of a file that can be read.

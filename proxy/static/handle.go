@@ -38,6 +38,7 @@ func (h handler) Request(s *exchange.Stream) {
 	c := h.l.srv.newCall()
 	c.l, c.conn = h.l, s.Conn.(*conn)
 	c.Begin(&h.l.srv.desk, s, c)
+	c.Limit(h.l.cfg.Limits)
 	s.Ctx = c
 	if c.Tunnel {
 		if h.l.cfg.Protocol == mesh.Opaque {

@@ -17,7 +17,15 @@ type Desk struct {
 	Book    *meter.Book
 	Process *meter.Process
 
-	accepted uint // connections
+	accepted uint   // connections
+	wheel    *wheel // of the limits; nil until there is one
+}
+
+func (d *Desk) limits() *wheel {
+	if d.wheel == nil {
+		d.wheel = newWheel(d.Loop)
+	}
+	return d.wheel
 }
 
 // Queued is how long a connection that has just been accepted waited for it, or negative: it is not in the sample.

@@ -44,6 +44,7 @@ type Trip struct {
 	span     meter.Span
 	ticket   *pool.Ticket // what it waits for
 	cancel   func()       // likewise: a dial, or a timer
+	limited  limited
 }
 
 // Begin starts the trip of s.
@@ -164,6 +165,9 @@ func (t *Trip) Dialled() time.Duration { return t.span.Dials() }
 
 // Done ends the trip: nothing is waited for any more, and a request is counted.
 func (t *Trip) Done() {
+	if t.limited.next != nil {
+		t.desk.limits().remove(&t.limited.entry)
+	}
 	if t.ticket != nil {
 		t.ticket.Cancel()
 		t.ticket = nil
