@@ -135,7 +135,7 @@ func (s *Stream) Data(from Side, p []byte, end bool) {
 		}
 		p = p[n:]
 	}
-	s.q[to].push(s.pool, p)
+	s.q[to].push(p)
 }
 
 // TrailersFrom ends the body that comes from a side with trailer fields, which are copied.
@@ -159,17 +159,21 @@ func (s *Stream) Pump(to Side) {
 	}
 	from := 1 - to
 	trail := s.trailers(to)
-	b := s.q[to].bytes()
-	end := s.got[from] && trail == nil
-	if len(b) == 0 && !s.got[from] {
-		return
-	}
-	if len(b) > 0 || end {
+	q := &s.q[to]
+	for {
+		b := q.front()
+		end := s.got[from] && trail == nil && len(b) == q.len()
+		if len(b) == 0 && !end {
+			break
+		}
 		n := sink.Write(s, b, end)
 		s.forwarded(to, b[:n])
-		s.q[to].pop(s.pool, n)
+		q.pop(n)
 		if n < len(b) {
 			return
+		}
+		if end {
+			break
 		}
 	}
 	if !s.got[from] {

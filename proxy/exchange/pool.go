@@ -41,8 +41,8 @@ func (p *Pool) get() *Stream {
 }
 
 func (p *Pool) put(s *Stream) {
-	s.q[0].reset(p)
-	s.q[1].reset(p)
+	s.q[0].reset()
+	s.q[1].reset()
 	tb, rp := s.trailBuf, s.replay
 	if s.Trailers != nil && cap(s.Trailers) <= 16 {
 		tb = s.Trailers
@@ -99,47 +99,3 @@ func (p *Pool) Unpark(n int) { p.parked -= n }
 
 // Parked is how many bytes wait so.
 func (p *Pool) Parked() int { return p.parked }
-
-// queue is a byte queue in one pooled buffer.
-type queue struct {
-	b   []byte
-	off int
-}
-
-func (q *queue) len() int      { return len(q.b) - q.off }
-func (q *queue) bytes() []byte { return q.b[q.off:] }
-
-func (q *queue) push(p *Pool, d []byte) {
-	if len(d) == 0 {
-		return
-	}
-	if q.b == nil {
-		q.b = p.Buffer()
-	}
-	if q.off > 0 && len(q.b)+len(d) > cap(q.b) {
-		n := copy(q.b, q.b[q.off:])
-		q.b, q.off = q.b[:n], 0
-	}
-	q.b = append(q.b, d...)
-}
-
-func (q *queue) unshift(p *Pool, d []byte) {
-	n := q.len()
-	b := append(append(make([]byte, 0, len(d)+n), d...), q.bytes()...)
-	q.reset(p)
-	q.b = b
-}
-
-func (q *queue) pop(p *Pool, n int) {
-	q.off += n
-	if q.off == len(q.b) {
-		q.reset(p)
-	}
-}
-
-func (q *queue) reset(p *Pool) {
-	if q.b != nil {
-		p.Release(q.b)
-	}
-	q.b, q.off = nil, 0
-}

@@ -93,8 +93,8 @@ func (s *Stream) Respond(status int, fields []hpack.HeaderField, body []byte) {
 		s.finish(Ending{Reason: s.Reason})
 		return
 	}
-	s.q[Up].reset(s.pool)
-	s.q[Down].reset(s.pool)
+	s.q[Up].reset()
+	s.q[Down].reset()
 	s.local, s.headSent, s.Tunnel = true, true, false
 	h := &Head{Status: status, Major: 1, Minor: 1, Fields: fields}
 	if len(body) > 0 {
@@ -108,7 +108,7 @@ func (s *Stream) Respond(status int, fields []hpack.HeaderField, body []byte) {
 		s.ended(Down)
 		return
 	}
-	s.q[Down].push(s.pool, body)
+	s.q[Down].push(body)
 	s.Pump(Down)
 }
 
@@ -167,7 +167,7 @@ func (s *Stream) rewind() {
 		return
 	}
 	s.precredited += len(s.replay)
-	s.q[Up].unshift(s.pool, s.replay)
+	s.q[Up].unshift(s.replay)
 	s.replay = s.replay[:0]
 }
 
@@ -207,7 +207,7 @@ func (s *Stream) dropUpstream(e Ending) {
 func (s *Stream) dropUpstreamQueue() {
 	if !s.sent[Up] {
 		n := s.q[Up].len()
-		s.q[Up].reset(s.pool)
+		s.q[Up].reset()
 		s.credit(Down, max(0, n-s.precredited))
 		s.precredited = 0
 	}

@@ -1,0 +1,50 @@
+package exchange
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestQueue compares the queue with a slice.
+func TestQueue(t *testing.T) {
+	var q queue
+	var want []byte
+	data := make([]byte, 3*pieceSize)
+	for i := range data {
+		data[i] = byte(i * 7)
+	}
+	some := func(max int) []byte {
+		at := rand.IntN(100)
+		return data[at : at+1+rand.IntN(max)]
+	}
+	for range 20_000 {
+		switch rand.IntN(8) {
+		case 0, 1, 2:
+			p := some([]int{10, 2 * pieceSize}[rand.IntN(2)])
+			q.push(p)
+			want = append(want, p...)
+		case 3:
+			p := some(replayMax)
+			q.unshift(p)
+			want = append(bytes.Clone(p), want...)
+		case 4, 5, 6:
+			if f := q.front(); len(f) > 0 {
+				n := 1 + rand.IntN(len(f))
+				if !bytes.Equal(f[:n], want[:n]) {
+					t.Fatal("other bytes at the front")
+				}
+				q.pop(n)
+				want = want[n:]
+			}
+		case 7:
+			if rand.IntN(50) == 0 {
+				q.reset()
+				want = nil
+			}
+		}
+		if q.len() != len(want) || (q.head == nil) != (len(want) == 0) || (q.tail == nil) != (len(want) == 0) {
+			t.Fatalf("%d bytes, want %d", q.len(), len(want))
+		}
+	}
+}
