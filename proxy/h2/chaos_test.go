@@ -51,6 +51,17 @@ func (c *chaos) pick() (uint32, bool) {
 	return id, true
 }
 
+// settings has one end change what it allows the proxy.
+func (c *chaos) settings() {
+	window := http2.Setting{ID: http2.SettingInitialWindowSize, Val: c.rnd.Uint32N(100_000)}
+	if c.rnd.IntN(2) == 0 {
+		c.client.Settings(window)
+		return
+	}
+	c.app.Settings(window, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: c.rnd.Uint32N(300)},
+		http2.Setting{ID: http2.SettingHeaderTableSize, Val: c.rnd.Uint32N(2) * 4096})
+}
+
 func (c *chaos) server1() {
 	f := c.app.Frames
 	if len(f) == 0 {
@@ -109,7 +120,10 @@ func TestChaos(t *testing.T) {
 			}
 			s.Forward(c.cl, nil)
 		}
-		for range 400 {
+		for i := range 400 {
+			if i%40 == 0 {
+				c.settings()
+			}
 			c.client1()
 			c.server1()
 			if c.rnd.IntN(3) == 0 {
@@ -127,6 +141,9 @@ func TestChaos(t *testing.T) {
 		}
 		if n := c.cl.Outstanding(); n != 0 {
 			t.Errorf("seed %d: the client has lost %d bytes of its window", seed, n)
+		}
+		if n := c.pool.Parked(); n != 0 {
+			t.Errorf("seed %d: %d bytes are parked for nobody", seed, n)
 		}
 		if c.h.Open != 0 || len(c.h.Log) != int(c.next-1)/2 || c.cl.Active() != 0 {
 			t.Errorf("seed %d: open %d, ended %d of %d, active %d", seed, c.h.Open, len(c.h.Log), (c.next-1)/2, c.cl.Active())
