@@ -14,8 +14,8 @@ const (
 	greetTimeUp = 30 * time.Second
 	// idleTime: a client's connection that has carried no stream for so long, or at most twice as long, goes away.
 	idleTime = 30 * time.Minute
-	// A server that is silent for linkSilence, or appSilence, while streams wait for it, is asked with a PING, and is
-	// given up when it says nothing for as long again. Applications are not asked often: gRPC servers close connections
+	// A server that is silent for linkSilence, or appSilence, and at most twice as long, while streams wait for it, is
+	// asked with a PING, and is given up when it says nothing for as long again. Applications are not asked often: gRPC servers close connections
 	// that are asked more than every five minutes, and a dead host is found by its kernel's silence (TCP keepalive).
 	linkSilence = 10 * time.Second
 	appSilence  = 5*time.Minute + 10*time.Second
