@@ -130,12 +130,12 @@ func parse(e Env) (*options, error) {
 	return o, nil
 }
 
-// limitMemory keeps the process small: one processor more than there are loops, which keep theirs even while they wait
-// (see package loop), for handshakes and the rest, and a
+// limitMemory keeps the process small: one processor more than there are loops, for handshakes and the rest, and a
 // collector that starts at 1 MiB of heap (4 MiB times the percentage) instead of 4: hardly anything is allocated per
 // request, so it still runs seldom.
 func limitMemory(shards int) {
-	runtime.GOMAXPROCS(shards + 1)
+	// Not more than the machine has: while the collector runs, two threads on one core wait for each other.
+	runtime.GOMAXPROCS(min(runtime.NumCPU(), shards+1))
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25)
 	}
@@ -176,6 +176,7 @@ func startLoops(n int) (loops []*loop.Loop, stop func(), err error) {
 			stop()
 			return nil, nil, err
 		}
+		l.KeepProcessor()
 		wg.Go(func() { l.Run(ctx) })
 		loops = append(loops, l)
 	}

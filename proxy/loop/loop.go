@@ -45,6 +45,7 @@ type Loop struct {
 	wakeR    int // eventfd
 	gate     gate
 	patience time.Duration
+	keep     bool // the processor, even if there is no other
 	evs      [maxEvents]unix.EpollEvent
 
 	now      int64

@@ -16,9 +16,8 @@ import (
 
 const (
 	// patience is how long a loop with nothing to do stays in epoll_wait(2) itself, which it enters and leaves at
-	// the least cost and delay. It holds its processor meanwhile (the P of Go's scheduler, not the machine's), so it is
-	// done only while there is another one for all other goroutines. The scheduler's signals, which it sends again
-	// until they are heeded, interrupt the wait.
+	// the least cost and delay. It holds its processor meanwhile (the P of Go's scheduler, not the machine's). The
+	// scheduler's signals, which it sends again until they are heeded, interrupt the wait.
 	patience = 10 * time.Millisecond
 	// yieldEvery is how many turns without parking pass before other goroutines get the processor when there is but
 	// one: raw system calls never hand it over, and handshakes and the admin server would starve.
@@ -32,6 +31,10 @@ var running struct {
 	sync.Mutex
 	loops int
 }
+
+// KeepProcessor makes the loop stay in epoll_wait(2) also where Go's scheduler has no processor to spare. Goroutines that
+// become ready meanwhile, other than by a call of Post, may wait for patience. It is called before Run.
+func (l *Loop) KeepProcessor() { l.keep = true }
 
 // runs counts loops that begin or end.
 func runs(d int) {
@@ -150,15 +153,26 @@ func (l *Loop) park() int {
 		return l.poll()
 	}
 	if !spare.Load() {
-		if n := l.poll(); n > 0 {
-			return n
+		if n := l.poll(); n > 0 || !l.keep {
+			return l.leave(n, next)
 		}
-	} else if n, e := rawEpollWait(l.epfd, l.evs[:], int((wait+999_999)/1e6)); n != 0 || e != 0 || wait < int64(l.patience) {
+		runtime.Gosched() // whoever is ready runs first
+	}
+	n, e := rawEpollWait(l.epfd, l.evs[:], int((wait+999_999)/1e6))
+	if n != 0 || e != 0 || wait < int64(l.patience) {
 		return max(n, 0)
+	}
+	return l.leave(0, next)
+}
+
+// leave waits on Go's poller if there are no events, which n says, and returns how many there then are.
+func (l *Loop) leave(n int, next int64) int {
+	if n > 0 {
+		return n
 	}
 	l.busy = 0
 	l.gate.pass(next)
-	n, _ := rawEpollWait(l.epfd, l.evs[:], 0)
+	n, _ = rawEpollWait(l.epfd, l.evs[:], 0)
 	return max(n, 0)
 }
 

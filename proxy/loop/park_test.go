@@ -30,7 +30,12 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	for _, mode := range []struct {
 		name  string
 		loops int // beside the one that is tested
-	}{{"own processor", 0}, {"no processor to spare", runtime.GOMAXPROCS(0)}} {
+		keep  bool
+	}{
+		{"processor to spare", 0, false},
+		{"none to spare", runtime.GOMAXPROCS(0), false},
+		{"none to spare, and kept", runtime.GOMAXPROCS(0), true},
+	} {
 		t.Run(mode.name, func(t *testing.T) {
 			runs(mode.loops)
 			defer runs(-mode.loops)
@@ -41,6 +46,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 			defer unix.Close(p[1])
 			_ = unix.SetNonblock(p[0], true)
 			if err := l.Do(func() {
+				l.keep = mode.keep
 				if err := l.Watch(p[0], &echo{l, p[0]}); err != nil {
 					t.Error(err)
 				}
