@@ -50,8 +50,12 @@ func (h handler) Request(s *exchange.Stream) {
 	c.route()
 }
 
-// route sends the stream on to where it goes.
+// route sends the stream on to where it goes. What belongs to a pod that is gone goes nowhere.
 func (c *call) route() {
+	if s := c.down.share; s == nil || s.pod.removed.Load() {
+		c.S.Reset(mesh.ReasonDraining)
+		return
+	}
 	switch c.down.kind {
 	case outbound:
 		c.sh.routeOut(c)
@@ -99,7 +103,7 @@ func (h handler) Lost(s *exchange.Stream, reason mesh.Reason) bool {
 		c.Stranded(reason, "the server's proxy could not reach it")
 		return true
 	}
-	if !c.MayRetry() {
+	if s := c.down.share; s == nil || s.pod.removed.Load() || !c.MayRetry() {
 		return false
 	}
 	c.again()

@@ -30,22 +30,23 @@ const (
 type down struct {
 	prev, next *down // in share.downs
 
-	share  *share
-	conn   flow.Conn
-	kind   kind
-	hbone  bool           // inboundMesh: the peer speaks HBONE, not conduit/1
-	isHTTP bool           // the client speaks HTTP
-	client netip.AddrPort // the other end
-	dst    netip.AddrPort // what it dialled
-	target *target        // outbound
-	label  *labels        // series for what comes in on an inbound connection
-	queued time.Duration  // how long it waited to be accepted; negative: unknown, or counted
-	conns  *meter.Conns   // series in which the connection is counted as open
-	src    string         // inbound: label of the client
-	front  *front.Front   // nil before there is one, and for what needs none
-	notes  trip.Notes     // to the proxy at the other end
-	drain  func()         // ends the connection gracefully; nil before there is a codec
-	lease  flow.Timer     // of an mTLS link: until its certificates expire
+	share   *share
+	conn    flow.Conn
+	kind    kind
+	hbone   bool           // inboundMesh: the peer speaks HBONE, not conduit/1
+	isHTTP  bool           // the client speaks HTTP
+	refused bool           // plaintext, and not wanted any more
+	client  netip.AddrPort // the other end
+	dst     netip.AddrPort // what it dialled
+	target  *target        // outbound
+	label   *labels        // series for what comes in on an inbound connection
+	queued  time.Duration  // how long it waited to be accepted; negative: unknown, or counted
+	conns   *meter.Conns   // series in which the connection is counted as open
+	src     string         // inbound: label of the client
+	front   *front.Front   // nil before there is one, and for what needs none
+	notes   trip.Notes     // to the proxy at the other end
+	drain   func()         // ends the connection gracefully; nil before there is a codec
+	lease   flow.Timer     // of an mTLS link: until its certificates expire
 
 	// The last upstream group, and the last fields sent to another proxy: both are nearly always the next ones too.
 	lastKey poolKey

@@ -81,7 +81,8 @@ func New(o Options) *Node {
 	return n
 }
 
-// OnDrained says whom to tell that a draining pod's last connection has ended; f is called on a goroutine of its own.
+// OnDrained says whom to tell that a draining pod's last connection has ended; f is called on a goroutine of its own. It
+// must not call the Node, which waits for it.
 func (n *Node) OnDrained(f func(cookie uint64)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -148,44 +149,53 @@ func (n *Node) SetPod(m *api.Pod, files []*os.File) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.pods.Load().byCookie[m.Cookie]
-	if len(files) == 0 {
-		if p == nil {
-			return fmt.Errorf("update pod %d: it is not here", m.Cookie)
-		}
-		other := p.record().ServiceAccount != m.Workload.ServiceAccount || p.record().Namespace != m.Workload.Namespace
-		p.set(&m.Workload)
-		n.register(p)
-		n.each(func(sh *shard) { sh.recordChanged(p, other) })
+	switch {
+	case len(files) == 0 && p == nil:
+		return fmt.Errorf("update pod %d: it is not here", m.Cookie)
+	case len(files) == 0:
+		n.update(p, &m.Workload)
 		return nil
-	}
-	if len(files) != 1+int(api.Slots) {
+	case len(files) != 1+int(api.Slots):
 		return fmt.Errorf("add pod %d: %d descriptors: %w", m.Cookie, len(files), errFiles)
+	case p == nil:
+		return n.addPod(m, files)
 	}
-	isNew := p == nil
-	if isNew {
-		ns, err := sock.OpenNetns(files[0])
-		if err != nil {
-			return fmt.Errorf("add pod %d: %w", m.Cookie, err)
-		}
-		p = &pod{cookie: m.Cookie, netns: ns}
-	}
-	fresh := isNew || p.draining.Load()
-	p.set(&m.Workload)
 	if err := n.listen(p, files[1:]); err != nil {
-		if isNew {
-			p.netns.Close()
-		}
 		return err
 	}
 	if p.draining.Swap(false) {
+		p.drains++
 		n.process.Draining.Add(-1)
+		n.process.Pods.Add(1)
 		n.each(func(sh *shard) { sh.stay(p) })
 	}
-	if fresh {
-		n.process.Pods.Add(1)
+	n.update(p, &m.Workload)
+	return nil
+}
+
+func (n *Node) addPod(m *api.Pod, files []*os.File) error {
+	ns, err := sock.OpenNetns(files[0])
+	if err != nil {
+		return fmt.Errorf("add pod %d: %w", m.Cookie, err)
 	}
+	p := &pod{cookie: m.Cookie, netns: ns}
+	p.set(&m.Workload)
+	if err := n.listen(p, files[1:]); err != nil {
+		ns.Close()
+		return err
+	}
+	n.process.Pods.Add(1)
 	n.register(p)
 	return nil
+}
+
+// update puts another record of p in force.
+func (n *Node) update(p *pod, w *mesh.Workload) {
+	old := p.record()
+	p.set(w)
+	n.register(p)
+	identity := old.ServiceAccount != w.ServiceAccount || old.Namespace != w.Namespace
+	n.each(func(sh *shard) { sh.recordChanged(p, identity) })
 }
 
 // listen makes the pod's shard accept on the listeners among files.
@@ -210,47 +220,53 @@ func (n *Node) Remove(m *api.Remove) {
 		return
 	}
 	if !m.Drain {
-		n.unregister(p)
-		n.each(func(sh *shard) { sh.remove(p) })
-		p.netns.Close()
-		if p.draining.Load() {
-			n.process.Draining.Add(-1)
-		} else {
-			n.process.Pods.Add(-1)
-		}
+		n.remove(p)
 		return
 	}
 	if p.draining.Swap(true) {
 		return
 	}
+	p.drains++
+	drain := p.drains
 	n.process.Pods.Add(-1)
 	n.process.Draining.Add(1)
-	p.left.Store(int32(len(n.shards)))
 	n.register(p)
-	n.each(func(sh *shard) { sh.drain(p) })
+	left := &atomic.Int32{}
+	left.Store(int32(len(n.shards)))
+	n.each(func(sh *shard) {
+		sh.drain(p, func() {
+			if left.Add(-1) == 0 {
+				go n.podDrained(p, drain)
+			}
+		})
+	})
 }
 
-// podDrained is called by each shard, on its loop, when nothing of the pod is left there.
-func (n *Node) podDrained(p *pod) {
-	if p.left.Add(-1) > 0 {
+// remove ends everything of p.
+func (n *Node) remove(p *pod) {
+	p.removed.Store(true)
+	n.unregister(p)
+	n.each(func(sh *shard) { sh.remove(p) })
+	p.netns.Close()
+	if p.draining.Load() {
+		n.process.Draining.Add(-1)
+	} else {
+		n.process.Pods.Add(-1)
+	}
+}
+
+// podDrained ends a drain of p, unless the pod has come back or was removed meanwhile. It is reported before anything else
+// can be changed, so that the agent does not take it for the end of a later drain.
+func (n *Node) podDrained(p *pod, drain uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p.drains != drain || p.removed.Load() {
 		return
 	}
-	go func() {
-		n.mu.Lock()
-		if !p.draining.Load() || n.pods.Load().byCookie[p.cookie] != p {
-			n.mu.Unlock()
-			return // it came back, or was removed at once meanwhile
-		}
-		n.unregister(p)
-		n.each(func(sh *shard) { sh.remove(p) })
-		p.netns.Close()
-		n.process.Draining.Add(-1)
-		f := n.drained
-		n.mu.Unlock()
-		if f != nil {
-			f(p.cookie)
-		}
-	}()
+	n.remove(p)
+	if n.drained != nil {
+		n.drained(p.cookie)
+	}
 }
 
 func (n *Node) register(p *pod) { n.reregister(p, true) }

@@ -15,7 +15,8 @@ type pod struct {
 	netns    *sock.Netns // open as long as the pod is registered
 	workload atomic.Pointer[mesh.Workload]
 	draining atomic.Bool
-	left     atomic.Int32 // shards that are not done draining it
+	removed  atomic.Bool
+	drains   uint64 // how often it began or ceased to drain; for Node.mu
 }
 
 func (p *pod) set(w *mesh.Workload) { p.workload.Store(w) }
@@ -40,6 +41,7 @@ type share struct {
 	open      int  // how many
 	dialled   int  // connections in the pod's namespace outside the pools: opaque ones
 	drain     flow.Timer
+	drained   func() // to be called when nothing is left
 }
 
 func newShare(p *pod) *share {

@@ -24,6 +24,8 @@ const (
 	sweepEvery = 30 * time.Second
 	// drainEvery is how often a leaving pod is looked at.
 	drainEvery = 100 * time.Millisecond
+	// plaintextGrace is how long HTTP in plaintext may go on after a pod has become STRICT.
+	plaintextGrace = 5 * time.Second
 	// maxTargets bounds the memo of resolved destinations; it is emptied when full.
 	maxTargets = 4096
 	// maxVerdicts bounds the memory of detected protocols.
@@ -75,6 +77,7 @@ func (sh *shard) share(p *pod) *share {
 
 // listen accepts on files, in slot order, instead of the pod's earlier listeners. On an error nothing has changed.
 func (sh *shard) listen(p *pod, files []*os.File) error {
+	known := sh.shares[p] != nil
 	s := sh.share(p)
 	var fresh []*sock.Listener
 	for i, f := range files {
@@ -86,6 +89,9 @@ func (sh *shard) listen(p *pod, files []*os.File) error {
 		if err != nil {
 			for _, l := range fresh {
 				l.Close()
+			}
+			if !known {
+				sh.remove(p) // with what was accepted meanwhile
 			}
 			return err
 		}
@@ -125,8 +131,50 @@ func (sh *shard) recordChanged(p *pod, identity bool) {
 			g.Drain()
 		}
 	}
-	if s := sh.shares[p]; s != nil {
-		s.each(func(d *down) { d.target = nil; d.label = nil })
+	s := sh.shares[p]
+	if s == nil {
+		return
+	}
+	s.each(func(d *down) { d.target = nil; d.label = nil })
+	if p.record().Mode != mesh.Permissive {
+		sh.endPlaintext(s)
+	}
+}
+
+// endPlaintext ends the connections of a pod that takes no plaintext any more. HTTP may end what it has begun, for a
+// while.
+func (sh *shard) endPlaintext(s *share) {
+	plain := func(d *down) bool { return d.share == s && d.kind == inboundPlain && !d.refused }
+	sh.resetTunnels(mesh.ReasonPlaintext, func(c *call) bool { return plain(c.down) && !c.down.isHTTP })
+	s.each(func(d *down) {
+		if !plain(d) {
+			return
+		}
+		d.refused = true
+		sh.n.process.RefusedPlaintext.Add(1)
+		sh.n.process.ConnectionFailed(mesh.ReasonPlaintext)
+		if !d.isHTTP {
+			d.conn.Abort()
+			return
+		}
+		d.drain()
+		sh.loop.After(plaintextGrace, func() {
+			if d.share != nil {
+				d.conn.Abort()
+			}
+		})
+	})
+}
+
+// resetTunnels resets the opaque streams that pick chooses.
+func (sh *shard) resetTunnels(reason mesh.Reason, pick func(c *call) bool) {
+	for c := sh.tunnels.next; c != sh.tunnels; {
+		next := c.next
+		if pick(c) {
+			c.S.Reset(reason)
+			next = sh.tunnels.next // whatever else that has ended
+		}
+		c = next
 	}
 }
 
@@ -153,14 +201,7 @@ func (sh *shard) remove(p *pod) {
 		s.drain.Stop()
 	}
 	s.each(func(d *down) { d.conn.Abort() })
-	for c := sh.tunnels.next; c != sh.tunnels; {
-		next := c.next
-		if c.owner == p {
-			c.S.Reset(mesh.ReasonDraining)
-			next = sh.tunnels.next // whatever else that has ended
-		}
-		c = next
-	}
+	sh.resetTunnels(mesh.ReasonDraining, func(c *call) bool { return c.owner == p })
 	delete(sh.shares, p)
 	for k := range sh.targets {
 		if k.pod == p {
@@ -178,10 +219,11 @@ func (sh *shard) closePools(p *pod) {
 	}
 }
 
-// drain stops accepting for p and reports when the last of its connections has ended. Connections of applications go
+// drain stops accepting for p and calls drained when the last of its connections has ended. Connections of applications go
 // on as they are; links from other proxies are told to go away when their streams have ended.
-func (sh *shard) drain(p *pod) {
+func (sh *shard) drain(p *pod, drained func()) {
 	s := sh.share(p)
+	s.drained = drained
 	s.stop()
 	s.each(func(d *down) {
 		if d.kind == inboundMesh && d.drain != nil {
@@ -206,7 +248,7 @@ func (sh *shard) drainStep(s *share) {
 		g.Close()
 	}
 	if busy == 0 {
-		sh.n.podDrained(s.pod)
+		s.drained()
 		return
 	}
 	s.drain = sh.loop.After(drainEvery, func() { sh.drainStep(s) })
