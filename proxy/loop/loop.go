@@ -58,6 +58,7 @@ type Loop struct {
 	stopping bool // Run is to return
 	closing  bool // Run returns: no new descriptors
 	buf      [bufferSize]byte
+	scratch  [2][bufferSize]byte
 
 	mu     sync.Mutex
 	inbox  []func()
@@ -149,6 +150,9 @@ func (l *Loop) AtEnd(f Flusher) { l.flush = append(l.flush, f) }
 
 // Buffer is the loop's one read buffer. Whoever fills it must be done with it before returning to the loop.
 func (l *Loop) Buffer() []byte { return l.buf[:] }
+
+// Scratch is one of two more buffers like it, for those who make something else of what was read (0) or is to be written (1).
+func (l *Loop) Scratch(i int) []byte { return l.scratch[i][:] }
 
 var base = time.Now()
 

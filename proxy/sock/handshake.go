@@ -185,6 +185,7 @@ func (h *handshake) finish(err error) {
 	h.timer.Stop()
 	c.stage, c.tls.w.hs = nil, nil
 	if err == nil {
+		c.tls.begin()
 		h.done(nil)
 		c.mark()
 		c.soon()

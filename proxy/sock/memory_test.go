@@ -72,7 +72,7 @@ func TestIdleTLSConnectionMemory(t *testing.T) {
 func TestHalfRecordMemory(t *testing.T) {
 	l := start(t)
 	words := strings.Repeat("some words of many ", 500)
-	var halves [maxLent + 5]*half
+	var halves [maxKept + 5]*half
 	for i := range halves {
 		halves[i] = startHalf(t, l, words)
 	}
@@ -83,14 +83,14 @@ func TestHalfRecordMemory(t *testing.T) {
 		until(t, l, func() bool {
 			small := 0
 			for _, h := range halves {
-				if h.c.tls.raw().Len() != h.waiting() {
+				if len(h.c.tls.kept) != h.waiting() {
 					return false
 				}
-				if h.c.tls.raw().Cap() <= 2*len(words) {
+				if h.c.tls.full == nil && cap(h.c.tls.kept) < 2*h.waiting()+512 {
 					small++
 				}
 			}
-			return small >= len(halves)-maxLent
+			return small >= len(halves)-maxKept
 		})
 	}
 	do(t, l, func() {
@@ -100,8 +100,8 @@ func TestHalfRecordMemory(t *testing.T) {
 			}
 			h.c.Abort()
 		}
-		if n := lentOut.Load(); n != 0 {
-			t.Errorf("%d buffers are lent to nobody", n)
+		if n := keptOut.Load(); n != 0 {
+			t.Errorf("%d buffers are nobody's", n)
 		}
 	})
 	for _, h := range halves {

@@ -84,6 +84,18 @@ func (q *queue) skip(n int) {
 	}
 }
 
+// take moves n bytes from the front to the end of p.
+func (q *queue) take(p []byte, n int) []byte {
+	for n > 0 {
+		k := q.head
+		m := min(n, k.w-k.r)
+		p = append(p, k.b[k.r:k.r+m]...)
+		q.skip(m)
+		n -= m
+	}
+	return p
+}
+
 // pop frees the first chunk.
 func (q *queue) pop() {
 	k := q.head

@@ -23,12 +23,9 @@ func sysRead(fd int, p []byte) (int, syscall.Errno) {
 }
 
 // sysWrite never raises SIGPIPE: Go ignores it on descriptors above 2, and MSG_NOSIGNAL makes it certain.
-func sysWrite(fd int, p []byte) (int, syscall.Errno) { return sysSend(fd, p, 0) }
-
-// sysSend is sysWrite with flags of send(2).
-func sysSend(fd int, p []byte, flags int) (int, syscall.Errno) {
+func sysWrite(fd int, p []byte) (int, syscall.Errno) {
 	for {
-		n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(flags|unix.MSG_NOSIGNAL), 0, 0)
+		n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
 		if e != unix.EINTR {
 			return int(n), e
 		}

@@ -27,20 +27,17 @@ const maxCipher = 4 << 20
 type session struct {
 	tc       *tls.Conn
 	w        wire
-	lent     *[lentSize]byte // crypto/tls reads records into it for the time being
-	plain    queue           // not yet encrypted: the kernel takes nothing at present, or the batch is not over
-	notified bool            // close_notify was written
+	plain    queue // not yet encrypted: the kernel takes nothing at present, or the batch is not over
+	kept     []byte
+	full     *[maxRecord]byte // the memory of kept, if it is of full size
+	ours     bool             // application data is opened and sealed in record.go
+	notified bool             // close_notify was written
 }
 
 // seal encrypts the next piece; it reports false when there was nothing.
 func (s *session) seal(c *Conn) bool {
-	if k := s.plain.head; k != nil {
-		n := k.w - k.r
-		s.encrypt(c, k.b[k.r:k.w], k.next != nil)
-		if s.plain.head == k { // it is not when writing failed
-			s.plain.n -= n
-			s.plain.pop()
-		}
+	if s.plain.n > 0 {
+		s.sealPlain(c)
 		return true
 	}
 	if c.fin && !s.notified {
@@ -53,12 +50,49 @@ func (s *session) seal(c *Conn) bool {
 	return false
 }
 
-// encrypt makes records of p, and writes or queues them; more: others follow at once.
-func (s *session) encrypt(c *Conn, p []byte, more bool) {
-	s.w.left = (len(p) + maxPlain - 1) / maxPlain
-	if more {
-		s.w.left++
+// sealPlain encrypts a piece of the queue, as much as fits the buffer.
+func (s *session) sealPlain(c *Conn) {
+	w, ok := s.sealing(c)
+	if !ok {
+		k := s.plain.head
+		n := k.w - k.r
+		s.encrypt(c, k.b[k.r:k.w])
+		if s.plain.head == k { // it is not when writing failed
+			s.plain.skip(n)
+		}
+		return
 	}
+	for s.plain.n > 0 && w.room() > 0 {
+		n := min(s.plain.n, w.room())
+		body := w.head(n)
+		w.out = s.plain.take(w.out, n)
+		w.seal(body)
+	}
+	_ = c.emit(w.out) // noted
+}
+
+// sealDirect encrypts and writes p; it returns what the kernel does not take at present.
+func (s *session) sealDirect(c *Conn, p []byte) []byte {
+	w, ok := s.sealing(c)
+	if !ok {
+		s.encrypt(c, p)
+		return nil
+	}
+	for len(p) > 0 && !c.blocked && c.err == nil {
+		for w.out = w.out[:0]; len(p) > 0 && w.room() > 0; {
+			n := min(len(p), w.room())
+			body := w.head(n)
+			w.out = append(w.out, p[:n]...)
+			w.seal(body)
+			p = p[n:]
+		}
+		_ = c.emit(w.out) // noted
+	}
+	return p
+}
+
+// encrypt has crypto/tls make records of p, and write or queue them.
+func (s *session) encrypt(c *Conn, p []byte) {
 	if _, err := s.tc.Write(p); err != nil && c.err == nil {
 		c.writeFailed(err)
 	}
@@ -67,17 +101,18 @@ func (s *session) encrypt(c *Conn, p []byte, more bool) {
 // release gives back the buffers of a connection that has ended.
 func (s *session) release() {
 	s.plain.reset()
-	if s.lent != nil {
-		s.raw().Reset()
-		s.takeBack()
-	}
+	s.forget()
 }
 
 // readTLS is readPlain for a session.
 func (c *Conn) readTLS() {
 	s := c.tls
-	buf := c.l.Buffer()
-	s.lend()
+	if !s.ours {
+		c.readTheirs()
+		return
+	}
+	in, buf := c.l.Scratch(0), c.l.Buffer()
+	p, owned := s.kept, true // p is what has been read and not opened, in the connection's own memory or the loop's
 	for total := 0; c.wantsData() && !c.closing; {
 		if errors.Is(c.err, ErrStalled) {
 			c.finish(ErrStalled, true)
@@ -87,37 +122,87 @@ func (c *Conn) readTLS() {
 			c.soon()
 			break
 		}
-		n, err := s.decrypt(buf)
-		if n > 0 {
-			total += max(n, recordCost)
-			c.rcv.Data(buf[:n])
-		}
+		n, used, cost := s.open(buf, p, turnBytes-total)
+		p = p[used:]
+		var err error
 		switch {
-		case errors.Is(err, errAgain):
-			s.takeBack()
+		case n > 0:
+			total += cost
+		case s.wanted(p):
+			total += recordCost
+			n, used, err = s.theirs(buf, p)
+			p = p[:used]
+		case !c.canRead:
+			s.save(p, owned)
 			return
-		case err != nil && n == 0: // beside bytes it comes again
+		case total >= turnBytes/2: // another read may bring more than what is left of the turn
+			c.soon()
+			s.save(p, owned)
+			return
+		default:
+			n = copy(in, p)
+			n += c.readCipher(in[n:])
+			p, owned, n = in[:n], false, 0
+		}
+		if n > 0 {
+			c.rcv.Data(buf[:n]) // an error beside the bytes comes again
+		} else if err != nil && !errors.Is(err, errAgain) {
 			c.readTLSFailed(err)
 		}
 	}
-	s.takeBack()
+	s.save(p, owned)
 }
 
-// decrypt fills buf with the records that are there. It takes whole ones only, so that nothing decrypted stays behind
-// in memory that is only lent.
-func (s *session) decrypt(buf []byte) (int, error) {
-	n := 0
-	for len(buf)-n >= maxPlain {
-		k, err := s.tc.Read(buf[n:])
-		n += k
-		if err != nil || k == 0 {
-			return n, err
+// readCipher reads once; the end of the connection is dealt with.
+func (c *Conn) readCipher(p []byte) int {
+	n, e := sysRead(c.fd, p)
+	switch {
+	case e == unix.EAGAIN:
+		c.canRead, c.hup = false, false
+		return 0
+	case e != 0:
+		c.readFailed(e)
+		return 0
+	case n == 0:
+		c.cutOff()
+		return 0
+	}
+	c.canRead = c.hup || n == len(p)
+	return n
+}
+
+// cutOff ends a connection on which FIN came without close_notify.
+func (c *Conn) cutOff() {
+	err := c.err
+	if err == nil {
+		err = errTruncated
+	}
+	c.finish(err, false)
+}
+
+// readTheirs is readTLS with crypto/tls opening all records.
+func (c *Conn) readTheirs() {
+	buf := c.l.Buffer()
+	for total := 0; c.wantsData() && !c.closing; {
+		if errors.Is(c.err, ErrStalled) {
+			c.finish(ErrStalled, true)
+			return
 		}
-		if s.empty() {
-			return n, errAgain
+		if total >= turnBytes {
+			c.soon()
+			return
+		}
+		n, err := c.tls.tc.Read(buf)
+		switch {
+		case n > 0:
+			total += max(n, recordCost)
+			c.rcv.Data(buf[:n]) // an error beside the bytes comes again
+		case errors.Is(err, errAgain):
+			return
+		case err != nil:
+			c.readTLSFailed(err)
 		}
 	}
-	return n, nil
 }
 
 func (c *Conn) readTLSFailed(err error) {
@@ -125,10 +210,8 @@ func (c *Conn) readTLSFailed(err error) {
 	switch {
 	case w.err != 0:
 		c.readFailed(w.err)
-	case w.eof && c.err != nil:
-		c.finish(c.err, false)
 	case w.eof:
-		c.finish(errTruncated, false)
+		c.cutOff()
 	case errors.Is(err, io.EOF):
 		c.ended()
 	default:
@@ -140,11 +223,10 @@ func (c *Conn) readTLSFailed(err error) {
 // wire is the net.Conn below crypto/tls: blocking, for a handshake's own goroutine, while hs is set; from then on it
 // belongs to the loop and never blocks.
 type wire struct {
-	c    *Conn
-	hs   *handshake
-	left int        // records that crypto/tls is about to write, the next one included
-	eof  bool       // crypto/tls has met FIN while it wanted more
-	err  unix.Errno // crypto/tls has met this error
+	c   *Conn
+	hs  *handshake
+	eof bool       // crypto/tls has met FIN while it wanted more
+	err unix.Errno // crypto/tls has met this error
 }
 
 // Read implements net.Conn.
@@ -153,7 +235,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		return w.hs.read(p)
 	}
 	c := w.c
-	if !c.canRead {
+	if !c.canRead || c.tls.ours { // we have read for crypto/tls
 		return 0, errAgain
 	}
 	n, e := sysRead(c.fd, p)
@@ -177,7 +259,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.hs != nil {
 		return w.hs.write(p)
 	}
-	c, rest := w.c, p
+	c := w.c
 	if c.err != nil || c.dead {
 		return 0, errors.New("connection has failed")
 	}
@@ -187,16 +269,19 @@ func (w *wire) Write(p []byte) (int, error) {
 		c.writeFailed(ErrStalled)
 		return 0, ErrStalled
 	}
-	w.left--
-	flags := 0
-	if w.left > 0 {
-		flags = unix.MSG_MORE
+	if err := c.emit(p); err != nil {
+		return 0, err
 	}
-	for c.out.n == 0 && !c.blocked && len(rest) > 0 {
-		n, e := sysSend(c.fd, rest, flags)
+	return len(p), nil
+}
+
+// emit writes records, and queues what the kernel does not take. An error has been noted when it returns.
+func (c *Conn) emit(p []byte) error {
+	for c.out.n == 0 && !c.blocked && len(p) > 0 {
+		n, e := sysWrite(c.fd, p)
 		switch e {
 		case 0:
-			rest = rest[n:]
+			p = p[n:]
 			if c.closing {
 				c.wait(flushTimeout)
 			}
@@ -204,14 +289,14 @@ func (w *wire) Write(p []byte) (int, error) {
 			c.blocked = true
 		default:
 			c.writeFailed(e)
-			return 0, e
+			return e
 		}
 	}
-	if len(rest) > 0 {
-		c.out.append(rest)
+	if len(p) > 0 {
+		c.out.append(p)
 		c.mark()
 	}
-	return len(p), nil
+	return nil
 }
 
 // Close implements net.Conn; the Conn closes the descriptor itself.

@@ -7,7 +7,7 @@ import (
 	"conduit.io/conduit/proxy/loop"
 )
 
-// turns counts the Data callbacks within one turn of the loop.
+// turns counts the bytes within one turn of the loop.
 type turns struct {
 	l          *loop.Loop
 	now        int64
@@ -20,7 +20,7 @@ func (r *turns) Data(p []byte) {
 	if now := r.l.Now(); now != r.now {
 		r.now, r.n = now, 0
 	}
-	r.n++
+	r.n += len(p)
 	r.most = max(r.most, r.n)
 	if r.total += len(p); r.total == r.all {
 		r.done <- r.total

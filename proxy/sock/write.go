@@ -42,8 +42,7 @@ func (c *Conn) Write(p []byte) {
 // writeDirect writes from the caller's own memory; it returns what is to be queued.
 func (c *Conn) writeDirect(p []byte) []byte {
 	if c.tls != nil {
-		c.tls.encrypt(c, p, false)
-		return nil
+		return c.tls.sealDirect(c, p)
 	}
 	n, e := sysWrite(c.fd, p)
 	switch e {
