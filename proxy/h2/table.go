@@ -12,6 +12,7 @@ import (
 type table struct {
 	slots []place // a power of two
 	n     int
+	far   int // streams that are not in their own place
 }
 
 type place struct {
@@ -21,7 +22,7 @@ type place struct {
 
 const (
 	minPlaces  = 8
-	keepPlaces = 64 // an empty table keeps no more
+	keepPlaces = 256 // an empty table keeps no more
 )
 
 var factor = rand.Uint32() | 1
@@ -53,15 +54,23 @@ func (t *table) get(id uint32) *exchange.Stream {
 func (t *table) put(id uint32, s *exchange.Stream) {
 	if 4*(t.n+1) > 3*len(t.slots) {
 		old := t.slots
-		t.slots = make([]place, max(minPlaces, 2*len(old)))
+		t.slots, t.far = make([]place, max(minPlaces, 2*len(old))), 0
 		for _, p := range old {
 			if p.id != 0 {
-				t.slots[t.find(p.id)] = p
+				t.add(p)
 			}
 		}
 	}
-	t.slots[t.find(id)] = place{id, s}
+	t.add(place{id, s})
 	t.n++
+}
+
+func (t *table) add(p place) {
+	i := t.find(p.id)
+	t.slots[i] = p
+	if i != t.home(p.id) {
+		t.far++
+	}
 }
 
 // del removes the stream with id, if it is there.
@@ -75,14 +84,20 @@ func (t *table) del(id uint32) {
 	}
 	t.n--
 	if t.n == 0 && len(t.slots) > keepPlaces {
-		t.slots = nil
+		t.slots, t.far = nil, 0
 		return
 	}
-	// Those behind move up to where a search for them begins, or as near to it as there is room.
+	if i != t.home(id) {
+		t.far--
+	}
+	// Those behind that are not in their own place move up to it, or as near to it as there is room.
 	mask := len(t.slots) - 1
-	for j := (i + 1) & mask; t.slots[j].id != 0; j = (j + 1) & mask {
-		if h := t.home(t.slots[j].id); (j-h)&mask >= (j-i)&mask {
+	for j := (i + 1) & mask; t.far > 0 && t.slots[j].id != 0; j = (j + 1) & mask {
+		if h := t.home(t.slots[j].id); h != j && (j-h)&mask >= (j-i)&mask {
 			t.slots[i] = t.slots[j]
+			if h == i {
+				t.far--
+			}
 			i = j
 		}
 	}

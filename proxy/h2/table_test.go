@@ -34,6 +34,15 @@ func TestTable(t *testing.T) {
 					ids[k] = ids[len(ids)-1]
 					ids = ids[:len(ids)-1]
 				}
+				far := 0
+				for i, p := range tab.slots {
+					if p.id != 0 && tab.home(p.id) != i {
+						far++
+					}
+				}
+				if far != tab.far {
+					t.Fatalf("%d streams are not in their place, %d counted", far, tab.far)
+				}
 				if tab.len() != len(want) || len(tab.refs()) != len(want) {
 					t.Fatalf("%d streams, %d listed, want %d", tab.len(), len(tab.refs()), len(want))
 				}
