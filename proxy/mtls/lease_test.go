@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"strconv"
 	"testing"
 	"time"
 
@@ -78,5 +79,19 @@ func TestLease(t *testing.T) {
 		if rang != 1 {
 			t.Errorf("%+v: it ended %d times", c, rang)
 		}
+	}
+}
+
+// Sessions are kept for a bounded number of peers, each apart from the others'.
+func TestSessionsAreBounded(t *testing.T) {
+	ca := newAuthority(t)
+	own := ident("client")
+	st := storeOf(t, ca.pem, ca.leaf(t, own, nil))
+	seen := map[tls.ClientSessionCache]bool{}
+	for i := range 1000 {
+		seen[clientConfig(t, st, own, ident("server"+strconv.Itoa(i))).ClientSessionCache] = true
+	}
+	if n := st.Peers(own); n == 0 || n > 256 || len(seen) != 1000 {
+		t.Errorf("sessions of %d peers are kept, in %d caches for 1000", n, len(seen))
 	}
 }
