@@ -107,8 +107,8 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 		return err
 	}
 	if conf.Valid == nil { // taken for an empty list, it would take every pod of the network out of the mesh
-		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("GC without %q: nothing was removed", keyValid),
-			"the container runtime must say which attachments are still valid, if only with an empty list")
+		fmt.Fprintf(p.stderr, "conduit-cni: GC removes nothing: the runtime has not said by %q which attachments are valid\n", keyValid)
+		return nil
 	}
 	req := &podapi.Request{Version: podapi.Version, Op: podapi.GC, Network: conf.Network, Valid: []podapi.Attachment{}}
 	for _, a := range conf.Valid {

@@ -25,7 +25,7 @@ func local(t *testing.T, proto mesh.Protocol, endpoints ...string) *testNode {
 		Workloads: []mesh.Workload{
 			workload("client", "n1", clientIP), workload("web", "n1", webIP), workload("web2", "n1", web2IP),
 		},
-		Services: []mesh.Service{service("web", "127.9.9.1", 80, proto, endpoints...)},
+		Services: []mesh.Service{service("web", "127.9.9.1", 7080, proto, endpoints...)},
 	}
 	n.must(&api.Message{Snapshot: snap})
 	n.certify(n.ca, "client", "web", "web2")
@@ -84,7 +84,7 @@ func TestDeadRemoteEndpointIsPassedOver(t *testing.T) {
 			n1.must(&api.Message{Snapshot: &api.Snapshot{
 				Version: 6, TrustDomain: "test",
 				Workloads: []mesh.Workload{workload("client", "n1", clientIP), workload("web", "n2", webIP)},
-				Services:  []mesh.Service{service("web", "127.9.9.1", 80, proto, webIP+":8080", webIP+":8081")},
+				Services:  []mesh.Service{service("web", "127.9.9.1", 7080, proto, webIP+":8080", webIP+":8081")},
 			}})
 			for range 10 {
 				if status, body, h := get(t, httpClient(t, false), "http://"+httpSvc+"/"); status != 200 || !strings.HasPrefix(body, "web") {
@@ -105,7 +105,7 @@ func TestSnapshotAppliesToOpenConnections(t *testing.T) {
 	}
 	n.must(&api.Message{Snapshot: &api.Snapshot{
 		Version: 2, TrustDomain: "test", Workloads: []mesh.Workload{workload("client", "n1", clientIP), workload("web2", "n1", web2IP)},
-		Services: []mesh.Service{service("web", "127.9.9.1", 80, mesh.HTTP1, web2IP+":8080")},
+		Services: []mesh.Service{service("web", "127.9.9.1", 7080, mesh.HTTP1, web2IP+":8080")},
 	}})
 	if _, body, _ := get(t, c, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "two") {
 		t.Errorf("after the snapshot: %q", body)

@@ -20,7 +20,7 @@ const (
 	clientIP = "127.9.1.1"
 	webIP    = "127.9.2.2"
 	web2IP   = "127.9.2.3"
-	httpSvc  = "127.9.9.1:80"
+	httpSvc  = "127.9.9.1:7080"
 	tcpSvc   = "127.9.9.2:5432"
 	webMesh  = "127.9.2.2:15908"
 )
@@ -84,7 +84,7 @@ func pair(t *testing.T) (n1, n2 *testNode) {
 		Version: 5, TrustDomain: "test", Node: "n",
 		Workloads: []mesh.Workload{workload("client", "n1", clientIP), workload("web", "n2", webIP)},
 		Services: []mesh.Service{
-			service("web", "127.9.9.1", 80, mesh.Detect, webIP+":8080"),
+			service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080"),
 			service("db", "127.9.9.2", 5432, mesh.Detect, webIP+":5432"),
 		},
 	}
@@ -207,7 +207,7 @@ func TestNoCertificateYet(t *testing.T) {
 	snap := &api.Snapshot{
 		Version: 1, TrustDomain: "test",
 		Workloads: []mesh.Workload{workload("client", "n1", clientIP), workload("web", "n2", webIP)},
-		Services:  []mesh.Service{service("web", "127.9.9.1", 80, mesh.HTTP1, webIP+":8080")},
+		Services:  []mesh.Service{service("web", "127.9.9.1", 7080, mesh.HTTP1, webIP+":8080")},
 	}
 	n1.must(&api.Message{Snapshot: snap})
 	n1.addPod(101, snap.Workloads[0], "", httpSvc)
@@ -221,7 +221,7 @@ func TestNoEndpoints(t *testing.T) {
 	n1 := startNode(t)
 	snap := &api.Snapshot{
 		Version: 1, TrustDomain: "test", Workloads: []mesh.Workload{workload("client", "n1", clientIP)},
-		Services: []mesh.Service{service("web", "127.9.9.1", 80, mesh.Detect), service("db", "127.9.9.2", 5432, mesh.Opaque)},
+		Services: []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect), service("db", "127.9.9.2", 5432, mesh.Opaque)},
 	}
 	n1.must(&api.Message{Snapshot: snap})
 	n1.addPod(101, snap.Workloads[0], "", httpSvc+","+tcpSvc)

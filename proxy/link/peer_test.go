@@ -205,14 +205,14 @@ func TestIdentitiesDoNotShareLinks(t *testing.T) {
 		Version: 6, TrustDomain: "test",
 		Workloads: []mesh.Workload{workload("client", "n1", clientIP), other, workload("web", "n2", webIP)},
 		Services: []mesh.Service{
-			service("web", "127.9.9.1", 80, mesh.Detect, webIP+":8080"), service("web", "127.9.9.6", 80, mesh.Detect, webIP+":8080"),
+			service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080"), service("web", "127.9.9.6", 7080, mesh.Detect, webIP+":8080"),
 		},
 	}
 	n1.must(&api.Message{Snapshot: snap})
 	n2.must(&api.Message{Snapshot: snap})
 	n1.certify(n2.ca, "other")
-	n1.addPod(103, other, "", "127.9.9.6:80")
-	for _, addr := range []string{httpSvc, "127.9.9.6:80", httpSvc, "127.9.9.6:80"} {
+	n1.addPod(103, other, "", "127.9.9.6:7080")
+	for _, addr := range []string{httpSvc, "127.9.9.6:7080", httpSvc, "127.9.9.6:7080"} {
 		if status, body, _ := get(t, httpClient(t, true), "http://"+addr+"/"); status != 200 {
 			t.Errorf("%s: %d %q", addr, status, body)
 		}
