@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := build
 .PHONY: help build plugins demo test vet lint unit race kernels conformance soak fuzz generate clean
-.PHONY: bench bench-memory bench-tools bench-caddy
+.PHONY: bench bench-memory bench-regression bench-tools bench-caddy
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,10 +54,13 @@ soak: build ## two proxies with mTLS under load and misuse; fails when anything 
 	$(BIN)/soak --proxy $(BIN)/conduit-proxy $(SOAK_FLAGS)
 
 bench: build bench-tools bench-caddy ## Conduit's proxy and its peers side by side (1-2 h; BENCH_FLAGS=--quick takes minutes, --help lists all)
-	$(BIN)/bench/bench $(BENCH_FLAGS)
+	$(BIN)/bench/bench --docs docs $(BENCH_FLAGS)
 
 bench-memory: build bench-tools ## Conduit's memory against its ceilings (a minute)
 	$(BIN)/bench/bench --memory-only
+
+bench-regression: build bench-tools ## CPU against the previous commit, paired; fails when it is more than 10 % higher (a few minutes)
+	$(BIN)/bench/bench --against $(or $(AGAINST),HEAD~1) --sample 500ms $(BENCH_FLAGS)
 
 bench-tools:
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/bench/ ./tests/bench ./tests/bench/control/... ./tests/load

@@ -29,8 +29,11 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		}
 		return show(o, r, stdout)
 	}
-	if o.memory {
+	switch {
+	case o.memory:
 		return memoryOnly(ctx, o, stdout, stderr)
+	case o.against != "":
+		return regression(ctx, o, stdout, stderr)
 	}
 	return measure(ctx, o, stdout, stderr)
 }
@@ -113,17 +116,25 @@ func measure(ctx context.Context, o *options, stdout, stderr io.Writer) error {
 
 // finish writes the report and shows it.
 func finish(o *options, r *report.Run, stdout, stderr io.Writer) error {
-	r.Seconds = time.Since(r.Started).Seconds()
 	r.Derive()
+	if err := save(o, r, stderr); err != nil {
+		return err
+	}
+	return show(o, r, stdout)
+}
+
+// save writes the report to the directory for reports.
+func save(o *options, r *report.Run, stderr io.Writer) error {
+	r.Seconds = time.Since(r.Started).Seconds()
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return fmt.Errorf("make the report's directory: %w", err)
 	}
-	path := filepath.Join(o.out, r.Started.UTC().Format("20060102-150405")+".json")
+	path := filepath.Join(o.out, r.Started.Format("20060102-150405")+".json")
 	if err := r.Write(path); err != nil {
 		return err
 	}
 	fmt.Fprintln(stderr, "written:", path)
-	return show(o, r, stdout)
+	return nil
 }
 
 func begin(o *options, g *rig.Rig) *report.Run {
@@ -144,11 +155,15 @@ func head() string {
 	return strings.TrimSpace(string(out))
 }
 
-func show(_ *options, r *report.Run, stdout io.Writer) error {
+// show prints the tables, and publishes a full run when that is wanted.
+func show(o *options, r *report.Run, stdout io.Writer) error {
 	for _, t := range r.Tables() {
 		if err := t.Text(stdout); err != nil {
 			return err
 		}
 	}
-	return nil
+	if o.docs == "" || !r.Settings.Full {
+		return nil
+	}
+	return r.Publish(o.docs)
 }

@@ -19,6 +19,8 @@ type options struct {
 	plan     campaign.Plan
 	bin, out string
 	from     string
+	docs     string
+	against  string
 	memory   bool
 	noMemory bool
 	realTime bool
@@ -44,6 +46,8 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.BoolVar(&o.memory, "memory-only", false, "only Conduit's memory, against its ceilings; exit status 1 when one is exceeded by more than 25 %")
 	f.BoolVar(&o.noMemory, "no-memory", false, "leave the memory out")
 	f.BoolVar(&o.realTime, "realtime", true, "schedule what is measured before everything else on the machine, where that is permitted")
+	f.StringVar(&o.docs, "docs", "", "`directory` of the documentation, in which to publish a full run")
+	f.StringVar(&o.against, "against", "", "compare Conduit's CPU with that of another `commit`; exit status 1 when it is more than 10 % higher")
 	f.StringVar(&o.from, "from", "", "measure nothing: report from this JSON `file`")
 	f.StringVar(&o.bin, "bin", "bin", "`directory` of the binaries")
 	f.StringVar(&o.out, "out", "bench/out", "`directory` for the report")

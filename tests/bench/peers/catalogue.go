@@ -48,7 +48,7 @@ var programs = []program{
 		conf: "Caddyfile", args: caddyArgs, lanes: http, same: sharedH2,
 	},
 	{
-		name: "reverseproxy", title: "httputil.ReverseProxy", find: built("bench/reverseproxy"), env: goEnv,
+		name: "reverseproxy", title: "Go ReverseProxy", find: built("bench/reverseproxy"), env: goEnv,
 		args: goArgs, lanes: http, mesh: http, same: sharedH2,
 	},
 	{

@@ -119,16 +119,43 @@ type Goal struct {
 	AtLeast bool           `json:"at_least"`
 }
 
-// Write writes r as JSON to path.
+// Write writes r as JSON to path, each sample on a line.
 func (r *Run) Write(path string) error {
-	b, err := json.MarshalIndent(r, "", " ")
+	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode the report: %w", err)
 	}
-	if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(path, lines(b), 0o644); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+// lines breaks JSON after each member of the outermost object, and of the arrays in it.
+func lines(b []byte) []byte {
+	out := make([]byte, 0, len(b)+len(b)/64)
+	depth, text, escaped := 0, false, false
+	for _, c := range b {
+		if c == '"' && !escaped {
+			text = !text
+		}
+		escaped = text && c == '\\' && !escaped
+		if text {
+			out = append(out, c)
+			continue
+		}
+		switch c {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			depth--
+		}
+		out = append(out, c)
+		if c == ',' && depth <= 2 || c == '[' && depth == 2 {
+			out = append(out, '\n')
+		}
+	}
+	return append(out, '\n')
 }
 
 // Read reads what Write wrote, and derives the figures and goals anew.

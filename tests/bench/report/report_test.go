@@ -154,6 +154,8 @@ func TestTables(t *testing.T) {
 
 func TestReadDerivesAnew(t *testing.T) {
 	r := measured()
+	r.Samples[0].Error = `a "quoted, [name]\`
+	r.Derive()
 	path := filepath.Join(t.TempDir(), "r.json")
 	if err := r.Write(path); err != nil {
 		t.Fatal(err)

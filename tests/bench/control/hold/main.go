@@ -34,8 +34,8 @@ func main() {
 		return err
 	})
 	flag.Parse()
-	if h.tls != nil && !h.h1 {
-		h.tls.NextProtos = []string{"h2"}
+	if h.tls != nil {
+		h.tls.NextProtos = []string{"h2", "http/1.1"} // not every proxy has HTTP/2 there
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		n, err := strconv.Atoi(in.Text())
@@ -94,11 +94,18 @@ func (h *holder) one() error {
 	if err := raw.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
 		return err
 	}
-	c := raw
-	if h.tls != nil {
-		c = tls.Client(raw, h.tls)
+	if h.tls == nil {
+		return ask(raw, h.h1)
 	}
-	if h.h1 {
+	c := tls.Client(raw, h.tls)
+	if err := c.Handshake(); err != nil {
+		return err
+	}
+	return ask(c, c.ConnectionState().NegotiatedProtocol != "h2")
+}
+
+func ask(c net.Conn, h1 bool) error {
+	if h1 {
 		return ask1(c)
 	}
 	return ask2(c)
