@@ -28,6 +28,13 @@ type Half interface {
 	Detach(s *Stream, e Ending)
 }
 
+// EndHearer is an upstream Half that can tell its server of the end of the client's connection, as apart from the end of
+// the request: HTTP/1.1, and a link to a proxy that then can.
+type EndHearer interface {
+	// ClientEnd says that the client, whose request has been sent completely, will send nothing more on its connection.
+	ClientEnd(s *Stream)
+}
+
 // Downstream is the Half of a server codec.
 type Downstream interface {
 	Half
@@ -101,9 +108,26 @@ func (s *Stream) Attach(u Half, ended bool) {
 	s.half[Up] = u
 	if ended {
 		s.sent[Up], s.ReqEnd = true, s.clock.Now()
+		s.passEnd()
 		return
 	}
 	s.Pump(Up)
+}
+
+// ClientEnd notes that the client has finished sending on its connection, behind a request that is complete. It may have
+// gone, or may be waiting for the response: the server hears of it, and decides as if the client were its own.
+func (s *Stream) ClientEnd() {
+	s.clientEnd = true
+	s.passEnd()
+}
+
+func (s *Stream) passEnd() {
+	if !s.clientEnd || !s.sent[Up] || s.Tunnel {
+		return
+	}
+	if u, ok := s.half[Up].(EndHearer); ok {
+		u.ClientEnd(s)
+	}
 }
 
 // Data carries body bytes that arrived at from; they are valid during the call only. end: the body ends with them.

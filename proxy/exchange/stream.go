@@ -47,6 +47,8 @@ type Stream struct {
 
 	headSent, interim, local, dead bool
 
+	clientEnd bool // the client has finished sending on its connection
+
 	reqTrail    []hpack.HeaderField
 	trailBuf    []hpack.HeaderField
 	replay      []byte // request body already forwarded, while it may have to be sent again
@@ -190,6 +192,8 @@ func (s *Stream) ended(to Side) {
 	switch {
 	case to == Down && (!s.Tunnel || s.sent[Up]), to == Up && s.Tunnel && s.sent[Down]:
 		s.finish(Ending{Clean: true})
+	case to == Up:
+		s.passEnd()
 	}
 }
 

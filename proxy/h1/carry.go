@@ -25,6 +25,12 @@ func (cl *Client) WriteTrailers(s *exchange.Stream, f []hpack.HeaderField) {
 	s.Port(exchange.Up).SentEnd = true
 }
 
+// ClientEnd implements exchange.EndHearer: the connection ends with this exchange.
+func (cl *Client) ClientEnd(*exchange.Stream) {
+	cl.closing = true
+	cl.c.CloseWrite()
+}
+
 // Credit implements exchange.Half.
 func (cl *Client) Credit(*exchange.Stream, int) {
 	if cl.gate.Paused {

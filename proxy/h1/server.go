@@ -122,8 +122,8 @@ func (sv *Server) keep(p []byte, n int) {
 	if sv.state == stBody || sv.state == stChunk {
 		sv.look()
 	}
-	if sv.eof && sv.state == stHead && !sv.stalled {
-		sv.shut()
+	if sv.eof {
+		sv.end()
 	}
 	sv.update()
 }
@@ -286,9 +286,9 @@ func (sv *Server) EOF() {
 	switch sv.state {
 	case stLinger:
 		sv.shut()
-	case stHead:
-		if !sv.kicked && !sv.stalled { // else requests are waiting in sv.in
-			sv.shut()
+	case stHead, stWait:
+		if !sv.kicked { // else requests are waiting in sv.in
+			sv.end()
 		}
 	case stBody, stChunk:
 		s := sv.s
@@ -297,6 +297,16 @@ func (sv *Server) EOF() {
 		sv.c.Abort()
 	case stTunnel:
 		sv.endTunnel()
+	}
+}
+
+// end deals with a client that has sent everything, once nothing of it is left to read.
+func (sv *Server) end() {
+	switch {
+	case sv.state == stHead && !sv.stalled:
+		sv.shut()
+	case sv.state == stWait && sv.s != nil && len(sv.in) == 0:
+		sv.s.ClientEnd()
 	}
 }
 

@@ -247,6 +247,8 @@ func (c *conn) frame(f []byte) error {
 		return fatal(codeProtocol, "PUSH_PROMISE is not accepted")
 	case frPriority:
 		return c.onPriority(id, p)
+	case frClientEnd:
+		return c.onClientEnd(id)
 	default:
 		return c.control(mesh.AbuseFrames)
 	}

@@ -23,6 +23,9 @@ const (
 	frGoAway       = 7
 	frWindow       = 8
 	frContinuation = 9
+	// frClientEnd is the links' own, from the range for such use (RFC 9113, 11.2): behind the end of a request it says that
+	// the client has finished sending on its HTTP/1.1 connection. It has no payload. Who does not know it ignores it.
+	frClientEnd = 0xf1
 
 	flEndStream  = 1
 	flAck        = 1
