@@ -130,8 +130,7 @@ func (d *chunked) trailer(c byte) (bool, error) {
 // open reports whether a chunk, or the trailer section, has begun and has not come to its end.
 func (d *chunked) open() bool { return d.state != chSize || d.digits > 0 }
 
-// fields parses the trailer section of a complete body. Fields that frame or route a message are dropped
-// (RFC 9110, 6.5.1).
+// fields parses the trailer section of a complete body, without what is misplaced there.
 func (d *chunked) fields(pool *exchange.Pool, internal bool) ([]hpack.HeaderField, error) {
 	if len(d.trail) <= 2 {
 		return nil, nil
@@ -148,13 +147,21 @@ func (d *chunked) fields(pool *exchange.Pool, internal bool) ([]hpack.HeaderFiel
 	}
 	out := f[:0]
 	for _, x := range f {
-		switch x.Name {
-		case "content-length", "host", "trailer", "authorization", "content-encoding", "content-type", "content-range", "set-cookie":
-		default:
+		if !misplaced(x.Name) {
 			out = append(out, x)
 		}
 	}
 	return out, nil
+}
+
+// misplaced reports whether a trailer field would frame, route or authenticate its message if a recipient merged it into
+// the head (RFC 9110, 6.5.1).
+func misplaced(name string) bool {
+	switch name {
+	case "content-length", "host", "trailer", "authorization", "content-encoding", "content-type", "content-range", "set-cookie":
+		return true
+	}
+	return false
 }
 
 func hex(c byte) (byte, bool) {

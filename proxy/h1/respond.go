@@ -55,7 +55,8 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 		sv.out.mode = modeClose
 		sv.closing = true
 	}
-	sv.closing = sv.closing || sv.drain
+	// An answer to half a request: nobody knows whether the other half will come, or the next request.
+	sv.closing = sv.closing || sv.drain || !s.Port(exchange.Down).GotEnd
 	switch {
 	case sv.closing:
 		b = append(b, "connection: close\r\n"...)

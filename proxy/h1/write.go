@@ -70,7 +70,9 @@ func (o *body) trailers(pool *exchange.Pool, f []hpack.HeaderField) {
 	}
 	b := append(pool.Bytes[:0], "0\r\n"...)
 	for i := range f {
-		b = appendField(b, f[i].Name, f[i].Value)
+		if !misplaced(f[i].Name) {
+			b = appendField(b, f[i].Name, f[i].Value)
+		}
 	}
 	b = append(b, '\r', '\n')
 	pool.Bytes = b

@@ -68,9 +68,9 @@ func differences(p path, x *exchange, want, got outcome) []string {
 		got.seen.line = strings.Replace(got.seen.line, strconv.Quote(got.seen.get("host")), `""`, 1)
 	}
 	if !x.res.early && want.got.end == whole {
-		check("the server received", normal(want.seen, true), normal(got.seen, true))
+		check("the server received", normal(p, want.seen, true), normal(p, got.seen, true))
 	}
-	check("the client received", normal(want.got, false), normal(got.got, false))
+	check("the client received", normal(p, want.got, false), normal(p, got.got, false))
 	return out
 }
 

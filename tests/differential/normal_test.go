@@ -11,13 +11,13 @@ import (
 // goes what Connection names.
 var hopFields = []string{"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "http2-settings"}
 
-// framingTrailers have no meaning behind a body, and some recipients merge trailers into the head: no proxy may pass on
-// what would frame, route or authenticate there (RFC 9110, 6.5.1).
+// framingTrailers have no meaning behind a body, and some recipients of HTTP/1.1 merge trailers into the head: there, no
+// proxy may pass on what would frame, route or authenticate (RFC 9110, 6.5.1).
 var framingTrailers = []string{"content-length", "host", "trailer", "authorization", "content-encoding", "content-type",
 	"content-range", "set-cookie"}
 
-// normal gives a message without what may differ.
-func normal(m *message, isRequest bool) *message {
+// normal gives a message without what may differ on p.
+func normal(p path, m *message, isRequest bool) *message {
 	if m == nil {
 		return nil
 	}
@@ -25,7 +25,7 @@ func normal(m *message, isRequest bool) *message {
 	out.fields = normalFields(m.fields, isRequest)
 	out.trailers = nil
 	for _, f := range normalFields(m.trailers, false) {
-		if !slices.Contains(framingTrailers, f.name) {
+		if p.in == "http2" && p.out == "http2" || !slices.Contains(framingTrailers, f.name) {
 			out.trailers = append(out.trailers, f)
 		}
 	}
