@@ -159,7 +159,7 @@ func (s *Stream) Data(from Side, p []byte, end bool) {
 		}
 		p = p[n:]
 	}
-	s.q[to].push(p)
+	s.q[to].push(s.pool, p)
 }
 
 // TrailersFrom ends the body that comes from a side with trailer fields, which are copied.
@@ -192,7 +192,7 @@ func (s *Stream) Pump(to Side) {
 		}
 		n := sink.Write(s, b, end)
 		s.forwarded(to, b[:n])
-		q.pop(n)
+		q.pop(s.pool, n)
 		if n < len(b) {
 			return
 		}

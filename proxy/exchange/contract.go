@@ -106,6 +106,17 @@ type ServerOptions struct {
 	OnViolation func(v Violation)
 }
 
+// Burden is what a client's connection makes the proxy hold; a server codec.
+type Burden interface {
+	// Held is how many bytes wait in it: bodies that one of the sides does not take, input that waits for its turn, and
+	// the connection's backlog.
+	Held() int
+	// Taken counts bytes of bodies that the client has taken.
+	Taken() uint64
+	// Shed ends it, because others need the room.
+	Shed()
+}
+
 // Violation is what a peer did against its protocol, or at our expense.
 type Violation struct {
 	Reason mesh.Reason

@@ -21,6 +21,9 @@ type Pool struct {
 	bufs  [][]byte
 
 	parked int
+	held   int // memory of the queues of streams, and of what server codecs keep
+	mark   int
+	full   func()
 
 	heads []interned
 	ids   uint32
@@ -41,8 +44,8 @@ func (p *Pool) get() *Stream {
 }
 
 func (p *Pool) put(s *Stream) {
-	s.q[0].reset()
-	s.q[1].reset()
+	s.q[0].reset(p)
+	s.q[1].reset(p)
 	tb, rp := s.trailBuf, s.replay
 	if s.Trailers != nil && cap(s.Trailers) <= 16 {
 		tb = s.Trailers
@@ -99,3 +102,20 @@ func (p *Pool) Unpark(n int) { p.parked -= n }
 
 // Parked is how many bytes wait so.
 func (p *Pool) Parked() int { return p.parked }
+
+// Held is how much memory waits for peers, in bytes: in streams, and as input of clients that has to wait.
+func (p *Pool) Held() int { return p.held }
+
+// Watch has f called when more than mark bytes are held, once, within a call by whoever holds more. It replaces an earlier
+// Watch.
+func (p *Pool) Watch(mark int, f func()) { p.mark, p.full = mark, f }
+
+// Keep accounts for n more bytes, or fewer, that a server codec keeps.
+func (p *Pool) Keep(n int) {
+	p.held += n
+	if p.held > p.mark && p.full != nil {
+		f := p.full
+		p.full = nil
+		f()
+	}
+}

@@ -95,8 +95,8 @@ func (s *Stream) Respond(status int, fields []hpack.HeaderField, body []byte) {
 		s.finish(Ending{Reason: s.Reason})
 		return
 	}
-	s.q[Up].reset()
-	s.q[Down].reset()
+	s.q[Up].reset(s.pool)
+	s.q[Down].reset(s.pool)
 	s.local, s.headSent, s.Tunnel = true, true, false
 	h := &Head{Status: status, Major: 1, Minor: 1, Fields: fields}
 	if len(body) > 0 {
@@ -110,7 +110,7 @@ func (s *Stream) Respond(status int, fields []hpack.HeaderField, body []byte) {
 		s.ended(Down)
 		return
 	}
-	s.q[Down].push(body)
+	s.q[Down].push(s.pool, body)
 	s.Pump(Down)
 }
 
@@ -122,6 +122,9 @@ func (s *Stream) Reset(reason mesh.Reason) {
 	s.Reason = reason
 	s.finish(Ending{Reason: reason})
 }
+
+// Queued is how much memory holds what waits in the stream, in both directions, in bytes.
+func (s *Stream) Queued() int { return s.q[Down].memory() + s.q[Up].memory() }
 
 // dropping reports whether bytes toward a side are of no use any more.
 func (s *Stream) dropping(to Side) bool {
@@ -169,7 +172,7 @@ func (s *Stream) rewind() {
 		return
 	}
 	s.precredited += len(s.replay)
-	s.q[Up].unshift(s.replay)
+	s.q[Up].unshift(s.pool, s.replay)
 	s.replay = s.replay[:0]
 }
 
@@ -211,7 +214,7 @@ func (s *Stream) dropUpstream(e Ending) {
 func (s *Stream) dropUpstreamQueue() {
 	if !s.sent[Up] {
 		n := s.q[Up].len()
-		s.q[Up].reset()
+		s.q[Up].reset(s.pool)
 		s.credit(Down, max(0, n-s.precredited))
 		s.precredited = 0
 	}

@@ -23,6 +23,7 @@ const undecided = 100 * time.Millisecond
 // Codec is what serves the connection once it is chosen.
 type Codec interface {
 	flow.Receiver
+	exchange.Burden
 	// Drain ends the connection as gracefully as its protocol can.
 	Drain()
 }
@@ -91,6 +92,31 @@ func (f *Front) Drain() {
 		return
 	}
 	f.c.Close()
+}
+
+// Held implements exchange.Burden.
+func (f *Front) Held() int {
+	if f.codec != nil {
+		return f.codec.Held()
+	}
+	return len(f.buf)
+}
+
+// Taken implements exchange.Burden.
+func (f *Front) Taken() uint64 {
+	if f.codec != nil {
+		return f.codec.Taken()
+	}
+	return 0
+}
+
+// Shed implements exchange.Burden.
+func (f *Front) Shed() {
+	if f.codec != nil {
+		f.codec.Shed()
+		return
+	}
+	f.c.Abort()
 }
 
 // Undecided reports whether the client may yet turn out to speak HTTP.

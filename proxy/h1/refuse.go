@@ -92,6 +92,39 @@ func (sv *Server) violation(reason mesh.Reason, abuse mesh.Abuse, text string) {
 	}
 }
 
+// account tells the pool what is kept of the input.
+func (sv *Server) account() {
+	if n := len(sv.in); n != sv.kept {
+		sv.o.Pool.Keep(n - sv.kept)
+		sv.kept = n
+	}
+}
+
+// Held implements exchange.Burden.
+func (sv *Server) Held() int {
+	n := sv.kept + sv.c.Backlog()
+	if sv.s != nil {
+		n += sv.s.Queued()
+	}
+	return n
+}
+
+// Taken implements exchange.Burden.
+func (sv *Server) Taken() uint64 { return sv.out.taken - min(sv.out.taken, uint64(sv.c.Backlog())) }
+
+// Shed implements exchange.Burden. There is no way to say why in the middle of a response.
+func (sv *Server) Shed() {
+	if sv.state != stOver {
+		sv.violation(mesh.ReasonOverload, mesh.AbuseUnread, "too much waits to be taken")
+		sv.state = stOver
+	}
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, mesh.ReasonOverload, 0, false)
+	}
+	sv.c.Abort()
+}
+
 // refuse answers without a stream and ends the connection. A stream whose request turned out bad is aborted.
 func (sv *Server) refuse(status int, reason mesh.Reason, text string) {
 	started := sv.out.mode != modeNone

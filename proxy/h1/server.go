@@ -47,6 +47,7 @@ type Server struct {
 	gate exchange.Gate
 
 	in      []byte // bytes not yet consumed
+	kept    int    // how many of them the pool knows of
 	scan    int    // how many of them are known to hold no end of a head
 	chunk   chunked
 	left    int64
@@ -118,6 +119,7 @@ func (sv *Server) keep(p []byte, n int) {
 		sv.o.Pool.Release(sv.in)
 		sv.in = nil
 	}
+	sv.account()
 	sv.timeHead()
 	if sv.state == stBody || sv.state == stChunk {
 		sv.look()
@@ -341,6 +343,7 @@ func (sv *Server) Closed(err error) {
 		sv.o.Pool.Release(sv.in)
 		sv.in = nil
 	}
+	sv.account()
 	if s := sv.s; s != nil {
 		if err == nil && s.Port(exchange.Down).Complete() {
 			sv.gone = true // a tunnel: Detach tells the owner, once the upstream has taken what is left

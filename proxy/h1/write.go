@@ -22,9 +22,10 @@ const (
 
 // body writes message bodies.
 type body struct {
-	c    flow.Conn
-	mode bodyMode
-	hdr  [20]byte
+	c     flow.Conn
+	mode  bodyMode
+	hdr   [20]byte
+	taken uint64 // bytes of bodies written
 }
 
 // write implements exchange.Half's Write.
@@ -39,6 +40,7 @@ func (o *body) write(p []byte, end bool) int {
 	default:
 		n = exchange.WriteBounded(o.c, p)
 	}
+	o.taken += uint64(n)
 	if end && n == len(p) {
 		switch o.mode {
 		case modeChunked:

@@ -145,6 +145,9 @@ func TestChaos(t *testing.T) {
 		if n := c.pool.Parked(); n != 0 {
 			t.Errorf("seed %d: %d bytes are parked for nobody", seed, n)
 		}
+		if n := c.pool.Held(); n != c.sv.Kept() {
+			t.Errorf("seed %d: %d bytes are held by nobody", seed, n)
+		}
 		if c.h.Open != 0 || len(c.h.Log) != int(c.next-1)/2 || c.cl.Active() != 0 {
 			t.Errorf("seed %d: open %d, ended %d of %d, active %d", seed, c.h.Open, len(c.h.Log), (c.next-1)/2, c.cl.Active())
 		}

@@ -74,6 +74,8 @@ type conn struct {
 	inSince  int64 // when the incomplete frame began, and the header block
 	hdrSince int64
 
+	kept   int    // input that the pool knows to be kept
+	taken  uint64 // bytes of DATA sent
 	sent   uint32 // DATA frames
 	rate   rates
 	resets []uint32 // ring of streams that we reset: frames for them are in flight. Once it is full, nobody knows.
@@ -120,6 +122,13 @@ func (c *conn) greet() {
 // Data implements flow.Receiver.
 func (c *conn) Data(p []byte) {
 	c.heard++
+	c.consume(p)
+	if c.side == exchange.Down {
+		c.keep()
+	}
+}
+
+func (c *conn) consume(p []byte) {
 	for len(p) > 0 && !c.over {
 		if c.choked || c.tired {
 			c.wait(p)
@@ -362,6 +371,7 @@ func (c *conn) free() {
 	if c.pacer != nil {
 		c.pacer.Stop()
 	}
+	c.keep()
 }
 
 // EOF implements flow.Receiver: an HTTP/2 connection has no use for one direction.

@@ -150,6 +150,7 @@ func (c *conn) Write(s *exchange.Stream, p []byte, end bool) int {
 		c.c.Write(p[n : n+k])
 		n += k
 		c.sent++
+		c.taken += uint64(k)
 	}
 	port.Window -= int32(n)
 	c.sendWin -= int64(n)

@@ -45,8 +45,9 @@ type down struct {
 	src     string         // inbound: label of the client
 	front   *front.Front   // nil before there is one, and for what needs none
 	notes   trip.Notes     // to the proxy at the other end
-	drain   func()         // ends the connection gracefully; nil before there is a codec
-	lease   flow.Timer     // of an mTLS link: until its certificates expire
+	burden  exchange.Burden
+	drain   func()     // ends the connection gracefully; nil before there is a codec
+	lease   flow.Timer // of an mTLS link: until its certificates expire
 
 	// The last upstream group, and the last fields sent to another proxy: both are nearly always the next ones too.
 	lastKey poolKey
@@ -154,7 +155,7 @@ func (sh *shard) serveOutbound(d *down) {
 		sh.detectAs(&o, d, t.protocol)
 	}
 	f := front.Serve(d.conn, o)
-	d.front, d.drain = f, f.Drain
+	d.front, d.drain, d.burden = f, f.Drain, f
 }
 
 // detectAs prepares the choice of a codec, given what is declared and what was learnt.
@@ -201,7 +202,7 @@ func (sh *shard) servePlain(d *down) {
 		sh.detectAs(&o, d, declared)
 	}
 	f := front.Serve(d.conn, o)
-	d.front, d.drain = f, f.Drain
+	d.front, d.drain, d.burden = f, f.Drain, f
 }
 
 // clientLabel names whoever has address a.

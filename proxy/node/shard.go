@@ -13,6 +13,7 @@ import (
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/shed"
 	"conduit.io/conduit/proxy/sock"
 	"conduit.io/conduit/proxy/trip"
 
@@ -62,8 +63,22 @@ func newShard(n *Node, l *loop.Loop) *shard {
 	}
 	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process}
 	sh.tunnels.prev, sh.tunnels.next = sh.tunnels, sh.tunnels
-	l.Post(func() { l.After(sweepEvery, sh.sweep) })
+	l.Post(func() {
+		l.After(sweepEvery, sh.sweep)
+		shed.Watch(l, sh.streams, sh.each)
+	})
 	return sh
+}
+
+// each visits the connections of clients that are served; their pods are answerable for them.
+func (sh *shard) each(visit func(owner any, b exchange.Burden)) {
+	for _, s := range sh.shares {
+		s.each(func(d *down) {
+			if d.burden != nil {
+				visit(s, d.burden)
+			}
+		})
+	}
 }
 
 func (sh *shard) share(p *pod) *share {

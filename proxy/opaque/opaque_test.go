@@ -18,8 +18,10 @@ type rig struct {
 	h           *exchangetest.Handler
 	client, app *exchangetest.Peer
 	down, up    *flowtest.Conn
+	sv          *opaque.Server
 	cl          *opaque.Client
 	closed      int
+	abuses      []mesh.Abuse
 	changes     []bool
 	sniffed     []string
 }
@@ -42,7 +44,8 @@ func newRig(sniff func(p []byte) opaque.Verdict, hold bool) *rig {
 			return sniff(p)
 		}
 	}
-	opaque.NewServer(r.down, r.h, exchange.ServerOptions{Clock: r.n, OnClose: func(error) { r.closed++ }},
+	r.sv = opaque.NewServer(r.down, r.h, exchange.ServerOptions{Clock: r.n, OnClose: func(error) { r.closed++ },
+		OnViolation: func(v exchange.Violation) { r.abuses = append(r.abuses, v.Abuse) }},
 		&exchange.Head{Method: "CONNECT", Authority: "192.0.2.2:80"}, fn)
 	return r
 }
@@ -73,6 +76,23 @@ func TestHalfClose(t *testing.T) {
 		if l := r.h.Log[0]; l.Reason != "" || l.ReqBytes+l.ResBytes != 11 || l.Status != 200 {
 			t.Errorf("log %v", l)
 		}
+	}
+}
+
+// TestShed ends a connection that takes nothing of what comes.
+func TestShed(t *testing.T) {
+	r := newRig(nil, false)
+	r.client.C.Room = 10
+	r.client.C.Pause()
+	r.app.Send(strings.Repeat("x", 300000))
+	r.n.Run()
+	if r.sv.Held() < 100000 || r.sv.Taken() > 200000 {
+		t.Fatalf("held %d, taken %d", r.sv.Held(), r.sv.Taken())
+	}
+	r.sv.Shed()
+	r.n.Run()
+	if !r.down.IsRST || !r.app.IsReset() || r.closed != 1 || r.h.Open != 0 || len(r.abuses) != 1 || r.abuses[0] != mesh.AbuseUnread {
+		t.Errorf("reset %v and %v, closed %d, open %d, abuses %v", r.down.IsRST, r.app.IsReset(), r.closed, r.h.Open, r.abuses)
 	}
 }
 

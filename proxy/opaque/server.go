@@ -30,6 +30,7 @@ type Server struct {
 	gone  bool // the connection has ended before its stream
 	left  bool
 	held  flow.Timer // the server's first bytes wait for the client's
+	taken uint64     // bytes written
 }
 
 // NewServer makes itself the receiver of c and starts one Stream with the request req, whose Method is CONNECT and
@@ -146,6 +147,30 @@ func (sv *Server) Closed(err error) {
 // Drain has nothing to announce: an opaque connection ends when its ends end it.
 func (sv *Server) Drain() {}
 
+// Held implements exchange.Burden.
+func (sv *Server) Held() int {
+	n := len(sv.first) + sv.c.Backlog()
+	if sv.s != nil {
+		n += sv.s.Queued()
+	}
+	return n
+}
+
+// Taken implements exchange.Burden.
+func (sv *Server) Taken() uint64 { return sv.taken - min(sv.taken, uint64(sv.c.Backlog())) }
+
+// Shed implements exchange.Burden.
+func (sv *Server) Shed() {
+	if sv.o.OnViolation != nil {
+		sv.o.OnViolation(exchange.Violation{Reason: mesh.ReasonOverload, Abuse: mesh.AbuseUnread, Detail: "too much waits to be taken"})
+	}
+	if s := sv.s; s != nil {
+		sv.s = nil
+		s.Abort(exchange.Down, mesh.ReasonOverload, 0, false)
+	}
+	sv.c.Abort()
+}
+
 // WriteHead implements exchange.Downstream: there is no head on an opaque connection.
 func (sv *Server) WriteHead(s *exchange.Stream, _ *exchange.Head, end bool) {
 	if end {
@@ -163,6 +188,7 @@ func (sv *Server) Write(s *exchange.Stream, p []byte, end bool) int {
 		sv.settle(false)
 	}
 	n := exchange.WriteBounded(sv.c, p)
+	sv.taken += uint64(n)
 	if end && n == len(p) {
 		s.Port(exchange.Down).SentEnd = true
 		sv.c.CloseWrite()

@@ -17,6 +17,7 @@ import (
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/pool"
+	"conduit.io/conduit/proxy/shed"
 	"conduit.io/conduit/proxy/sock"
 	"conduit.io/conduit/proxy/trip"
 )
@@ -73,6 +74,8 @@ type conn struct {
 	notes  trip.Notes    // for it
 	front  *front.Front  // nil when the protocol was certain
 	drain  func()
+	burden exchange.Burden // nil while it shakes hands
+	client netip.Addr
 }
 
 // Start opens every listener of cfg and serves on l, which is running or will be. On an error nothing is left open.
@@ -129,6 +132,7 @@ func (s *Server) open(cfg *Config, files []*os.File) error {
 		s.log.Info("listening", "address", addr.String(), "upstream", lc.Upstream.String(), "protocol", string(lc.Protocol))
 	}
 	s.loop.After(sweepEvery, s.sweep)
+	shed.Watch(s.loop, s.streams, s.each)
 	return nil
 }
 
@@ -142,6 +146,17 @@ func (s *Server) sweep() {
 	}
 	s.set.Sweep(s.loop.Now())
 	s.loop.After(sweepEvery, s.sweep)
+}
+
+// each visits the connections of clients that are served.
+func (s *Server) each(visit func(owner any, b exchange.Burden)) {
+	for _, l := range s.fronts {
+		for c := range l.conns {
+			if c.burden != nil {
+				visit(c.client, c.burden)
+			}
+		}
+	}
 }
 
 // Stats is the metrics as Prometheus text.
@@ -181,7 +196,7 @@ func (s *Server) Shutdown(grace time.Duration) {
 }
 
 func (l *listener) accept(sc *sock.Conn) {
-	c := &conn{l: l, queued: l.srv.desk.Queued(sc)}
+	c := &conn{l: l, queued: l.srv.desk.Queued(sc), client: sc.RemoteAddr().Addr()}
 	l.conns[c] = struct{}{}
 	l.srv.process.Accepted.Add(1)
 	l.srv.process.Open.Add(1)
@@ -238,11 +253,12 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 	}
 	if p == mesh.HTTP1 || p == mesh.HTTP2 {
 		l.http = true
-		c.drain = front.HTTP(sc, p, o.Handler, o.Server).Drain
+		codec := front.HTTP(sc, p, o.Handler, o.Server)
+		c.drain, c.burden = codec.Drain, codec
 		return
 	}
 	f := front.Serve(sc, o)
-	c.front, c.drain = f, f.Drain
+	c.front, c.drain, c.burden = f, f.Drain, f
 }
 
 // opened counts the connection in, and what is known of its way here.

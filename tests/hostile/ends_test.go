@@ -2,7 +2,6 @@ package hostile
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -87,7 +86,7 @@ func (b *bystanders) stop() []outcome {
 	var all []outcome
 	for range 2 {
 		o := <-b.ended
-		if o.err != nil && !errors.Is(o.err, context.Canceled) {
+		if o.err != nil {
 			b.t.Errorf("bystander %s: %v", o.who, o.err)
 			continue
 		}

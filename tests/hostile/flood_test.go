@@ -12,7 +12,7 @@ import (
 )
 
 // flood is a strike that writes the same frames over and over.
-func flood(opening []byte, frames ...[]byte) func(string) error {
+func flood(opening []byte, frames ...[]byte) func(*field) error {
 	piece := bytes.Repeat(bytes.Join(frames, nil), 200)
 	return floodBy(func(i int) []byte {
 		if i == 0 {
@@ -22,9 +22,9 @@ func flood(opening []byte, frames ...[]byte) func(string) error {
 	})
 }
 
-func floodBy(next func(i int) []byte) func(string) error {
-	return func(addr string) error {
-		p, err := dialH2(addr)
+func floodBy(next func(i int) []byte) func(*field) error {
+	return func(f *field) error {
+		p, err := dialH2(f.addr)
 		if err != nil {
 			return err
 		}
@@ -33,7 +33,7 @@ func floodBy(next func(i int) []byte) func(string) error {
 }
 
 // streams is a strike that opens streams without end, and does the same on each.
-func streams(each func(id uint32) []byte) func(string) error {
+func streams(each func(id uint32) []byte) func(*field) error {
 	return floodBy(func(i int) (b []byte) {
 		for k := range 50 {
 			b = append(b, each(uint32(1+2*(50*i+k)))...)
@@ -90,8 +90,8 @@ var floods = []attack{
 	{name: "DATA of padding", kind: mesh.AbuseEmpty, strike: flood(open, frame(0, 8, 1, append([]byte{20}, make([]byte, 20)...)...))},
 	{name: "WINDOW_UPDATE", kind: mesh.AbuseWindow, strike: flood(nil, frame(8, 0, 0, 0, 0, 0, 20))},
 	{name: "WINDOW_UPDATE of a stream", kind: mesh.AbuseWindow, strike: flood(open, frame(8, 0, 1, 0, 0, 0, 20))},
-	{name: "tiny windows", kind: mesh.AbuseTinyWindow, strike: func(addr string) error {
-		p, err := dialH2(addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	{name: "tiny windows", kind: mesh.AbuseTinyWindow, strike: func(f *field) error {
+		p, err := dialH2(f.addr, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 		if err != nil {
 			return err
 		}
@@ -103,21 +103,26 @@ var floods = []attack{
 		}).calmed()
 	}},
 	{name: "HPACK bomb", kind: mesh.AbuseLargeHead, strike: bomb},
-	{name: "many fields", kind: mesh.AbuseLargeHead, strike: func(addr string) error {
-		return tooLarge(addr, request("/", strings.Split(strings.Repeat("x y ", 300), " ")[:600]...))
+	{name: "many fields", kind: mesh.AbuseLargeHead, strike: func(f *field) error {
+		return tooLarge(f.addr, request("/", strings.Split(strings.Repeat("x y ", 300), " ")[:600]...))
 	}},
-	{name: "HTTP/1.1 head", kind: mesh.AbuseLargeHead, strike: func(addr string) error {
-		return answered(addr, "GET / HTTP/1.1\r\nHost: app\r\nX: "+strings.Repeat("x", 100<<10)+"\r\n\r\n", "HTTP/1.1 431 ")
+	{name: "HTTP1 head", kind: mesh.AbuseLargeHead, strike: func(f *field) error {
+		return answered(f.addr, "GET / HTTP/1.1\r\nHost: app\r\nX: "+strings.Repeat("x", 100<<10)+"\r\n\r\n", "HTTP/1.1 431 ")
 	}},
-	{name: "HTTP/1.1 fields", kind: mesh.AbuseLargeHead, strike: func(addr string) error {
-		return answered(addr, "GET / HTTP/1.1\r\nHost: app\r\n"+strings.Repeat("X: y\r\n", 1000)+"\r\n", "HTTP/1.1 431 ")
+	{name: "HTTP1 fields", kind: mesh.AbuseLargeHead, strike: func(f *field) error {
+		return answered(f.addr, "GET / HTTP/1.1\r\nHost: app\r\n"+strings.Repeat("X: y\r\n", 1000)+"\r\n", "HTTP/1.1 431 ")
 	}},
-	{name: "HTTP/1.1 trailers", kind: mesh.AbuseLargeHead, strike: func(addr string) error {
-		return answered(addr, "POST /upload HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "+strings.Repeat("x", 100<<10)+"\r\n\r\n", "HTTP/1.1 431 ")
+	{name: "HTTP1 trailers", kind: mesh.AbuseLargeHead, strike: func(f *field) error {
+		return answered(f.addr, "POST /upload HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "+strings.Repeat("x", 100<<10)+"\r\n\r\n", "HTTP/1.1 431 ")
 	}},
 }
 
-func TestFloods(t *testing.T) { runAll(t, floods) }
+func TestFloods(t *testing.T) {
+	for i := range floods {
+		floods[i].each = true
+	}
+	runAll(t, floods)
+}
 
 // answered sends text, and wants an answer that begins so, and then the end of the connection.
 func answered(addr, text, want string) error {
@@ -129,11 +134,11 @@ func answered(addr, text, want string) error {
 }
 
 // bomb has small blocks stand for much: a field in the dynamic table, referred to thousands of times.
-func bomb(addr string) error {
+func bomb(f *field) error {
 	field := append([]byte{0x40, 6}, "x-bomb"...)
 	field = append(field, 0x7f, 0x80|0x59, 0x17) // 3000 bytes (RFC 7541, 5.1): 127 + 89 + 23*128 = 3160
 	field = append(field, bytes.Repeat([]byte{'b'}, 3160)...)
-	return tooLarge(addr, append(append(get[:len(get):len(get)], field...), bytes.Repeat([]byte{0x80 | 62}, 10000)...))
+	return tooLarge(f.addr, append(append(get[:len(get):len(get)], field...), bytes.Repeat([]byte{0x80 | 62}, 10000)...))
 }
 
 // tooLarge sends a head, which must be answered 431 while the connection goes on.
