@@ -75,10 +75,10 @@ func (cl *Client) writeRequest(id uint32, req *exchange.Head, extra []hpack.Head
 	}
 	cl.hp.begin(cl.pool)
 	if b := cl.hp.known(req); b != nil {
-		cl.hp.out.b = append(cl.hp.out.b, b...)
+		cl.hp.out = append(cl.hp.out, b...)
 	} else {
 		cl.encodeHead(req)
-		if b := cl.hp.out.b; fixed(b) {
+		if b := cl.hp.out; fixed(b) {
 			cl.hp.remember(req, b)
 		}
 	}

@@ -1,73 +1,56 @@
 package h2
 
 import (
+	"conduit.io/conduit/proxy/compress"
 	"conduit.io/conduit/proxy/exchange"
 
 	"golang.org/x/net/http2/hpack"
 )
 
-const tableSize = 4096 // HPACK dynamic tables, both directions
-
 // hpackState is both directions' compression of one connection.
 type hpackState struct {
 	lastID uint32 // highest stream that the peer has opened
 
-	dec    *hpack.Decoder
+	dec    *compress.Decoder
 	decGen uint32
-	size   int
 	cur    block // scratch, for blocks that are not remembered
 	blocks blockMemo
 
-	enc    *hpack.Encoder
+	enc    *compress.Encoder
 	encGen uint32
-	resize bool // the encoder has a table size update to send
-	out    appender
+	out    []byte
 	heads  headMemo
-}
-
-type appender struct{ b []byte }
-
-func (a *appender) Write(p []byte) (int, error) {
-	a.b = append(a.b, p...)
-	return len(p), nil
 }
 
 // decode reads a header block. It must be called for every block, wanted or not: it carries the table's state.
 // The result is valid until the next call.
 func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
-	h.decoder()
 	b, slot := h.recall(raw)
 	if b != nil {
 		return b, nil
 	}
-	h.cur = block{fields: pool.Fields[:0]}
-	h.size = 0
-	_, err := h.dec.Write(raw)
-	if err == nil {
-		err = h.dec.Close()
-	}
-	pool.Fields = h.cur.fields[:0]
+	fields, complete, err := h.decoder().Decode(raw, pool.Fields[:0], maxFields, maxBlock)
+	pool.Fields = fields[:0]
 	if err != nil {
 		return nil, fatal(codeCompression, "bad header block: "+err.Error())
 	}
+	h.cur = block{fields: fields, big: !complete}
 	if slot < 0 || h.cur.big {
 		return &h.cur, nil
 	}
 	return h.keep(slot, raw), nil
 }
 
-func (h *hpackState) decoder() {
+func (h *hpackState) decoder() *compress.Decoder {
 	if h.dec == nil {
-		h.dec = hpack.NewDecoder(tableSize, h.emit)
-		h.dec.SetMaxStringLength(maxString)
+		h.dec = compress.NewDecoder(maxString)
 	}
+	return h.dec
 }
 
 // skim lets the table take notice of the next part of a header block that is too large to be wanted; skimmed ends it.
 func (h *hpackState) skim(p []byte) error {
-	h.decoder()
-	h.dec.SetEmitEnabled(false)
-	if _, err := h.dec.Write(p); err != nil {
+	if err := h.decoder().Skip(p); err != nil {
 		return fatal(codeCompression, "bad header block: "+err.Error())
 	}
 	return nil
@@ -75,21 +58,11 @@ func (h *hpackState) skim(p []byte) error {
 
 func (h *hpackState) skimmed() (*block, error) {
 	h.decGen++
-	h.dec.SetEmitEnabled(true)
-	if err := h.dec.Close(); err != nil {
+	if err := h.dec.Skipped(); err != nil {
 		return nil, fatal(codeCompression, "bad header block: "+err.Error())
 	}
 	h.cur = block{big: true}
 	return &h.cur, nil
-}
-
-func (h *hpackState) emit(f hpack.HeaderField) {
-	h.size += int(f.Size())
-	if h.size > maxBlock || len(h.cur.fields) >= maxFields {
-		h.cur.big = true
-		return
-	}
-	h.cur.fields = append(h.cur.fields, f)
 }
 
 // fixed reports whether a header block leaves the dynamic table alone: indexed fields, and literals that are not
@@ -138,97 +111,40 @@ func skipString(b []byte, i int) int {
 
 // begin starts the encoding of a block; field adds to it, finish returns it, valid until pool.Bytes is used again.
 func (h *hpackState) begin(pool *exchange.Pool) {
+	e := h.encoder()
+	e.New = false
+	h.out = e.Begin(pool.Bytes[:0])
+}
+
+func (h *hpackState) encoder() *compress.Encoder {
 	if h.enc == nil {
-		h.enc = hpack.NewEncoder(&h.out)
+		h.enc = compress.NewEncoder()
 	}
-	h.out.b = pool.Bytes[:0]
+	return h.enc
 }
 
 func (h *hpackState) finish(pool *exchange.Pool) []byte {
-	b := h.out.b
-	pool.Bytes, h.out.b = b, nil
+	b := h.out
+	pool.Bytes, h.out = b, nil
 	if !fixed(b) {
 		h.encGen++
 	}
 	return b
 }
 
-// field encodes one field. Values that rarely repeat stay out of the dynamic table, so that they neither push others
-// out of it nor invalidate what either side remembers.
+// field encodes one field. Values that rarely repeat stay out of the dynamic table without being asked.
 func (h *hpackState) field(f hpack.HeaderField) {
-	if f.Sensitive { // never to be indexed, on the next hop neither (RFC 7541, 6.2.3)
-		h.resize = false
-		h.enc.WriteField(f)
-		return
-	}
 	switch f.Name {
-	case ":path":
-		h.literal(4, "", f.Value)
-	case "content-length":
-		h.literal(28, "", f.Value)
-	case "date":
-		h.literal(33, "", f.Value)
-	case "x-request-id", "traceparent", "tracestate", "grpc-timeout", "sec-websocket-key",
+	case ":path", "content-length", "date", "x-request-id", "traceparent", "tracestate", "grpc-timeout", "sec-websocket-key",
 		"sec-websocket-accept", "grpc-message", "conduit-client", exchange.TimeField:
-		h.literal(0, f.Name, f.Value)
+		h.out = h.enc.AppendUnique(h.out, f)
 	default:
-		h.resize = false
-		h.enc.WriteField(f)
+		h.out = h.enc.Append(h.out, f)
 	}
-}
-
-func (h *hpackState) literal(index byte, name, value string) {
-	// A table size update must come first in a block, and only the encoder knows it (RFC 7541, 4.2).
-	if index == 4 && (value == "/" || value == "/index.html") || h.resize {
-		h.resize = false
-		h.enc.WriteField(hpack.HeaderField{Name: staticName(index, name), Value: value})
-		return
-	}
-	b := h.out.b
-	if index < 15 {
-		b = append(b, index)
-	} else {
-		b = append(b, 15, index-15)
-	}
-	if index == 0 {
-		b = appendString(b, name)
-	}
-	h.out.b = appendString(b, value)
-}
-
-func staticName(index byte, name string) string {
-	switch index {
-	case 4:
-		return ":path"
-	case 28:
-		return "content-length"
-	case 33:
-		return "date"
-	}
-	return name
-}
-
-// appendString writes a string literal without Huffman coding, which costs both sides more than the bytes it saves
-// (RFC 7541, 5.2).
-func appendString(b []byte, s string) []byte {
-	n := len(s)
-	if n < 0x7f {
-		return append(append(b, byte(n)), s...)
-	}
-	b = append(b, 0x7f)
-	for n -= 0x7f; n >= 0x80; n >>= 7 {
-		b = append(b, 0x80|byte(n))
-	}
-	return append(append(b, byte(n)), s...)
 }
 
 // setPeerTable obeys the peer's SETTINGS_HEADER_TABLE_SIZE.
 func (h *hpackState) setPeerTable(v uint32) {
-	if h.enc == nil {
-		h.enc = hpack.NewEncoder(&h.out)
-	}
-	h.enc.SetMaxDynamicTableSizeLimit(min(v, tableSize))
-	h.enc.SetMaxDynamicTableSize(v) // it may grow again, too
-	h.resize = true
+	h.encoder().SetTableSize(v)
 	h.encGen++
 }

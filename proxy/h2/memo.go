@@ -98,9 +98,9 @@ func (h *hpackState) known(head *exchange.Head) []byte {
 	return e.b
 }
 
-// remember keeps the encoding of a head that repeats, if it left the table alone.
+// remember keeps the encoding of a head that repeats, if it is the last that it will have: it left the table alone.
 func (h *hpackState) remember(head *exchange.Head, b []byte) {
-	if head.ID == 0 || len(b) > memoSize || !fixed(b) {
+	if head.ID == 0 || len(b) > memoSize || h.enc.New || !fixed(b) {
 		return
 	}
 	if len(h.heads) == 0 {

@@ -213,7 +213,7 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 		if b := sv.hp.known(h); b != nil {
 			if s.Note != "" {
 				sv.hp.begin(sv.pool)
-				sv.hp.out.b = append(sv.hp.out.b, b...)
+				sv.hp.out = append(sv.hp.out, b...)
 				sv.hp.field(hpack.HeaderField{Name: exchange.TimeField, Value: s.Note})
 				b = sv.hp.finish(sv.pool)
 			}
