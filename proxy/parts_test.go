@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 )
 
@@ -106,20 +105,17 @@ func TestPartsOfASlowServer(t *testing.T) {
 func TestPartsOfASlowDial(t *testing.T) {
 	a := newAuthority(t)
 	id := a.issue("server")
-	cert, err := tls.LoadX509KeyPair(id["cert"].(string), id["key"].(string))
-	if err != nil {
-		t.Fatal(err)
+	ln := listen(t)
+	s := &http.Server{
+		Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+		TLSConfig: &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			<-time.After(delay)
+			return nil, nil
+		}},
 	}
-	up := serveTCP(t, func(c *net.TCPConn) {
-		<-time.After(delay)
-		tc := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}})
-		if err := tc.Handshake(); err != nil {
-			t.Error(err)
-			return
-		}
-		(&http2.Server{}).ServeConn(tc, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})})
-	})
-	l := proxyTo(up, "http2")
+	go s.ServeTLS(ln, id["cert"].(string), id["key"].(string))
+	t.Cleanup(func() { s.Close() })
+	l := proxyTo(ln.Addr().String(), "http2")
 	l["upstream_tls"] = config{"ca": id["ca"]}
 	p := startProxy(t, config{"listeners": []any{l}, "admin": "127.0.0.1:0"})
 	c := client(t, true)
@@ -133,8 +129,10 @@ func TestPartsOfASlowDial(t *testing.T) {
 
 // A stream that waits for a place is in the queue. The server takes one stream at a time, and no other connection.
 func TestPartsOfAQueue(t *testing.T) {
-	up := serveOneConnection(t, func(c net.Conn) {
-		(&http2.Server{MaxConcurrentStreams: 1}).ServeConn(c, &http2.ServeConnOpts{Handler: http.HandlerFunc(slowly)})
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	up := serveOneConnection(t, &http.Server{
+		Handler: http.HandlerFunc(slowly), Protocols: &protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1},
 	})
 	p := startProxy(t, config{"listeners": []any{proxyTo(up, "http2")}, "admin": "127.0.0.1:0"})
 	c := client(t, true)
@@ -149,9 +147,9 @@ func TestPartsOfAQueue(t *testing.T) {
 	}
 }
 
-// serveOneConnection serves the first connection to the address that it returns; others find the queue of the kernel full,
-// and never get there.
-func serveOneConnection(t *testing.T, f func(c net.Conn)) string {
+// serveOneConnection lets s serve the first connection to the address that it returns; others find the queue of the kernel
+// full, and never get there.
+func serveOneConnection(t *testing.T, s *http.Server) string {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -169,20 +167,33 @@ func serveOneConnection(t *testing.T, f func(c net.Conn)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		filler, err := net.Dial("tcp", l.Addr().String()) // all that the queue has room for
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer filler.Close()
-		f(c)
-	}()
+	go s.Serve(&once{Listener: l, closed: make(chan struct{})})
+	t.Cleanup(func() { s.Close() })
 	return l.Addr().String()
+}
+
+// once accepts one connection, and fills the queue behind it.
+type once struct {
+	net.Listener
+	filler net.Conn
+	closed chan struct{}
+	close  sync.Once
+}
+
+func (o *once) Accept() (net.Conn, error) {
+	if o.filler != nil {
+		<-o.closed
+		o.filler.Close()
+		return nil, net.ErrClosed
+	}
+	c, err := o.Listener.Accept()
+	if err == nil {
+		o.filler, err = net.Dial("tcp", o.Addr().String()) // all that the queue has room for
+	}
+	return c, err
+}
+
+func (o *once) Close() error {
+	o.close.Do(func() { close(o.closed) })
+	return o.Listener.Close()
 }

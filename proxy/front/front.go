@@ -32,8 +32,6 @@ type Codec interface {
 type Options struct {
 	Handler exchange.Handler
 	Server  exchange.ServerOptions
-	// Request is the head of the stream if the connection is opaque.
-	Request *exchange.Head
 	// Protocol, when it is not Detect, is certain.
 	Protocol mesh.Protocol
 	// ClientFirst, for Detect: the client is known to speak first. Nothing is opened ahead of it, and it has as long as
@@ -206,12 +204,15 @@ func (f *Front) http(p mesh.Protocol, first []byte) {
 	}
 }
 
+// opaqueHead is the request of every opaque connection; where it goes, the Handler knows.
+var opaqueHead = &exchange.Head{Method: "CONNECT"}
+
 func (f *Front) opaque(first []byte, sniff func([]byte) opaque.Verdict) {
 	if sniff == nil {
 		f.chosen(mesh.Opaque)
 	}
 	f.buf = nil
-	f.tcp = opaque.NewServer(f.c, f.o.Handler, f.o.Server, f.o.Request, sniff)
+	f.tcp = opaque.NewServer(f.c, f.o.Handler, f.o.Server, opaqueHead, sniff)
 	f.codec = f.tcp
 	if len(first) > 0 {
 		f.codec.Data(first)

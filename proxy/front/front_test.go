@@ -37,7 +37,6 @@ func start(o Options) *rig {
 		s.Forward(opaque.NewClient(y, exchange.ClientOptions{Clock: r.n}), nil)
 	}}
 	o.Server = exchange.ServerOptions{Clock: r.n, OnClose: func(error) { r.closed++ }}
-	o.Request = &exchange.Head{Method: "CONNECT"}
 	o.Chosen = func(p mesh.Protocol) { r.chosen = append(r.chosen, p) }
 	r.f = Serve(b, o)
 	return r

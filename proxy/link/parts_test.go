@@ -77,7 +77,7 @@ func TestPartsOverTheMesh(t *testing.T) {
 		}
 		upstream, app := out("conduit_latency_part_ms_sum", `part="upstream"`), out("conduit_upstream_part_ms_sum", `part="application"`)
 		all := out("conduit_upstream_part_ms_sum", "")
-		// Every response has a note: they come less often than once a millisecond.
+		// Every response has a note: they come less often than once in 10 ms.
 		if k := out("conduit_upstream_part_ms_count", `part="application"`); k != n {
 			t.Errorf("%s: %v notes, want %d", proto, k, n)
 		}

@@ -142,12 +142,9 @@ func (sh *shard) serverOptions(d *down) exchange.ServerOptions {
 	}
 }
 
-// opaqueHead is the request of every opaque connection; where it goes, the handler knows.
-var opaqueHead = &exchange.Head{Method: "CONNECT"}
-
 func (sh *shard) serveOutbound(d *down) {
 	t := sh.resolve(d)
-	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Request: opaqueHead, Protocol: mesh.Detect}
+	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Protocol: mesh.Detect}
 	switch {
 	case !t.known, t.protocol == mesh.Opaque:
 		o.Protocol = mesh.Opaque
@@ -195,7 +192,7 @@ func (sh *shard) servePlain(d *down) {
 	}
 	d.src = sh.clientLabel(d.client.Addr())
 	declared := sh.n.table.Load().Declared(d.dst)
-	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Request: opaqueHead, Protocol: mesh.Detect}
+	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Protocol: mesh.Detect}
 	if declared == mesh.Opaque {
 		o.Protocol = mesh.Opaque
 	} else {

@@ -230,12 +230,10 @@ func (l *listener) negotiated(cs *tls.ConnectionState) (p mesh.Protocol, link bo
 	return l.cfg.Protocol, false
 }
 
-var opaqueHead = &exchange.Head{Method: "CONNECT"}
-
 func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 	c.link = link
 	o := front.Options{
-		Handler: handler{l}, Request: opaqueHead, Protocol: p,
+		Handler: handler{l}, Protocol: p,
 		Server: exchange.ServerOptions{
 			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c, Internal: link,
 			OnClose: func(err error) { l.closed(c, err) },

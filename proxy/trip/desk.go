@@ -18,6 +18,7 @@ type Desk struct {
 	Process *meter.Process
 
 	accepted uint   // connections
+	noteDue  int64  // no earlier than that is a note left for another proxy
 	wheel    *wheel // of the limits; nil until there is one
 }
 

@@ -8,9 +8,12 @@ import (
 	"conduit.io/conduit/proxy/exchange"
 )
 
-// noteEvery is how often a connection between proxies carries a note at most: a response with one cannot be
-// recognized as the repetition of an earlier one, and so costs both proxies more than others.
-const noteEvery = time.Millisecond
+// A response with a note cannot be recognized as the repetition of an earlier one, and so costs both proxies some
+// microseconds more than others. So a link has one in noteEvery at most, and all links of a shard one in anyNoteEvery.
+const (
+	noteEvery    = 10 * time.Millisecond
+	anyNoteEvery = time.Millisecond
+)
 
 // Notes says when the next note on a connection is due.
 type Notes struct{ due int64 }
@@ -20,10 +23,10 @@ type Notes struct{ due int64 }
 // sample of their responses.
 func (n *Notes) Leave(t *Trip) {
 	s := t.S
-	if s.FirstByte < n.due || t.Tunnel {
+	if s.FirstByte < n.due || s.FirstByte < t.desk.noteDue || t.Tunnel {
 		return
 	}
-	n.due = s.FirstByte + int64(noteEvery)
+	n.due, t.desk.noteDue = s.FirstByte+int64(noteEvery), s.FirstByte+int64(anyNoteEvery)
 	complete := s.Start // the request, as the other proxy sees it
 	if s.ReqEnd > complete && s.ReqEnd <= s.FirstByte {
 		complete = s.ReqEnd
