@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -219,7 +220,7 @@ func TestBulkBothWays(t *testing.T) {
 		c.Write(h.Sum(nil))
 		c.Write(sent.Sum(nil))
 	})
-	p := startProxy(t, config{"listeners": []any{proxyTo(up, "opaque")}})
+	p := startProxy(t, config{"listeners": []any{proxyTo(up, "opaque")}, "admin": "127.0.0.1:0"})
 	c := dial(t, p.addrs[0])
 	sent := sha256.New()
 	go func() {
@@ -237,6 +238,26 @@ func TestBulkBothWays(t *testing.T) {
 	if string(sums[:32]) != string(sent.Sum(nil)) || string(sums[32:]) != string(got.Sum(nil)) {
 		t.Error("bytes were changed")
 	}
+	c.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		text := metrics(t, p)
+		if count(text, "tcp_read_bytes_total") == size && count(text, "tcp_write_bytes_total") == size+64 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not every byte was counted:\n%s", text)
+		}
+	}
+}
+
+// count is the sum of a metric over its labels.
+func count(text, name string) (n int64) {
+	for line := range strings.Lines(text) {
+		if v, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' ')+1:]), 64); err == nil && strings.HasPrefix(line, name+"{") {
+			n += int64(v)
+		}
+	}
+	return n
 }
 
 // A client that does not read must stop the server, not fill the proxy.

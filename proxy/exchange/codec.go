@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/flow"
 
 	"golang.org/x/net/http2/hpack"
 )
@@ -40,6 +41,13 @@ type Downstream interface {
 	Half
 	// WriteHead sends a response head: an interim one (1xx, end false) or the final one.
 	WriteHead(s *Stream, h *Head, end bool)
+}
+
+// Raw is a Half whose connection carries the bytes of its one stream and nothing else.
+type Raw interface {
+	Half
+	// Raw is that connection, nil when something has to be done before the next byte is written.
+	Raw() flow.Conn
 }
 
 // Ending is how a stream came to its end.
@@ -133,14 +141,7 @@ func (s *Stream) passEnd() {
 // Data carries body bytes that arrived at from; they are valid during the call only. end: the body ends with them.
 func (s *Stream) Data(from Side, p []byte, end bool) {
 	to := 1 - from
-	if from == Down {
-		s.ReqBytes += uint64(len(p))
-	} else {
-		s.ResBytes += uint64(len(p))
-		if s.FirstByte == 0 {
-			s.FirstByte = s.clock.Now()
-		}
-	}
+	s.counted(from, len(p))
 	s.ports[from].Held += int32(len(p))
 	s.got[from] = end
 	if s.dropping(to) {
@@ -160,6 +161,33 @@ func (s *Stream) Data(from Side, p []byte, end bool) {
 		p = p[n:]
 	}
 	s.q[to].push(s.pool, p)
+}
+
+// Beyond is the connection on the other side to which bytes from a side may go without being seen: those of flow.Shortcut.
+func (s *Stream) Beyond(from Side) flow.Conn {
+	to := 1 - from
+	if s.dropping(to) || s.got[from] || s.q[to].len() > 0 || to == Down && !s.headSent || to == Up && !s.replayLost {
+		return nil
+	}
+	if r, ok := s.half[to].(Raw); ok {
+		return r.Raw()
+	}
+	return nil
+}
+
+// Passed accounts for bytes that went there.
+func (s *Stream) Passed(from Side, n int) { s.counted(from, n) }
+
+// counted notes that bytes have come from a side.
+func (s *Stream) counted(from Side, n int) {
+	if from == Down {
+		s.ReqBytes += uint64(n)
+		return
+	}
+	s.ResBytes += uint64(n)
+	if s.FirstByte == 0 {
+		s.FirstByte = s.clock.Now()
+	}
 }
 
 // TrailersFrom ends the body that comes from a side with trailer fields, which are copied.

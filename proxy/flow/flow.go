@@ -54,6 +54,16 @@ type Receiver interface {
 	Closed(err error)
 }
 
+// Shortcut is a Receiver through which bytes may pass unseen.
+type Shortcut interface {
+	Receiver
+	// Beyond is the connection to which everything that arrives would be written next, as it is; nil when Data is to
+	// have it, or nothing may be written there at present. It is asked anew every time.
+	Beyond() Conn
+	// Passed says that n bytes have gone there.
+	Passed(n int)
+}
+
 // Clock is the loop's time.
 type Clock interface {
 	// Now is the time at the start of the batch, in nanoseconds since some fixed point; monotonic.

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -41,6 +42,10 @@ type Flusher interface {
 
 // Loop is a shard. All methods except Post, Do, Stop and Run must be called on its goroutine, that is from a callback.
 type Loop struct {
+	// Local is what the layer above keeps for all of its descriptors on this loop. If it is an io.Closer, it is closed at
+	// the end.
+	Local any
+
 	epfd     int
 	wakeR    int // eventfd
 	gate     gate
@@ -235,6 +240,9 @@ func (l *Loop) finish() {
 	l.ended = true
 	l.mu.Unlock()
 	l.drainInbox() // nothing can follow
+	if c, ok := l.Local.(io.Closer); ok {
+		_ = c.Close()
+	}
 	l.release()
 	close(l.done)
 }

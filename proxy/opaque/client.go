@@ -107,6 +107,28 @@ func (cl *Client) deliver(p []byte, end bool) {
 	}
 }
 
+// Beyond implements flow.Shortcut.
+func (cl *Client) Beyond() flow.Conn {
+	if cl.s == nil {
+		return nil
+	}
+	return cl.s.Beyond(exchange.Up)
+}
+
+// Passed implements flow.Shortcut.
+func (cl *Client) Passed(n int) {
+	cl.moved = true
+	cl.s.Passed(exchange.Up, n)
+}
+
+// Raw implements exchange.Raw.
+func (cl *Client) Raw() flow.Conn {
+	if !cl.moved {
+		return nil
+	}
+	return cl.c
+}
+
 // EOF implements flow.Receiver.
 func (cl *Client) EOF() {
 	if cl.s != nil {

@@ -111,6 +111,25 @@ func (sv *Server) deliver(p []byte, end bool) {
 	}
 }
 
+// Beyond implements flow.Shortcut.
+func (sv *Server) Beyond() flow.Conn {
+	if sv.s == nil || sv.sniff != nil {
+		return nil
+	}
+	return sv.s.Beyond(exchange.Down)
+}
+
+// Passed implements flow.Shortcut.
+func (sv *Server) Passed(n int) { sv.s.Passed(exchange.Down, n) }
+
+// Raw implements exchange.Raw.
+func (sv *Server) Raw() flow.Conn {
+	if sv.sniff != nil {
+		return nil
+	}
+	return sv.c
+}
+
 // EOF implements flow.Receiver.
 func (sv *Server) EOF() {
 	if sv.s != nil {

@@ -55,6 +55,7 @@ type Conn struct {
 	stage stage
 	tls   *session
 	out   queue // for the kernel: ciphertext under TLS
+	pipe  *pipe // bytes that are before those of out
 	timer flow.Timer
 	err   error // why it ended; while it lives: a write has failed, and what the peer had sent is still delivered
 	fd    int
@@ -77,6 +78,8 @@ type Conn struct {
 	blocked bool // the kernel takes no more
 	dirty   bool // in the loop's flush list
 	queued  bool // in the loop's Soon list
+	stuck   bool // it waits for another's pipe to be empty
+	bulk    int8 // reads in succession that brought much
 }
 
 var _ flow.Conn = (*Conn)(nil)
@@ -170,16 +173,27 @@ func (c *Conn) Pause() {
 	}
 }
 
+// halted reports whether nothing is to be read for the time being.
+func (c *Conn) halted() bool { return c.paused || c.stuck }
+
 // Resume implements flow.Conn.
 func (c *Conn) Resume() {
 	if c.paused {
 		c.paused = false
-		if c.reset && !c.closing && c.timer != nil {
-			c.timer.Stop()
-			c.timer = nil
-		}
-		c.soon()
+		c.goOn()
 	}
+}
+
+// goOn reads again, unless something else is against it.
+func (c *Conn) goOn() {
+	if c.halted() {
+		return
+	}
+	if c.reset && !c.closing && c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
+	}
+	c.soon()
 }
 
 // Close implements flow.Conn.
@@ -228,7 +242,7 @@ func (c *Conn) expired() {
 		c.finish(nil, false) // everything was written; the peer only keeps its own direction open
 	case c.closing:
 		c.finish(ErrStalled, true)
-	case c.paused:
+	case c.halted():
 		err := sockError(c.fd)
 		if err == nil {
 			err = unix.ECONNRESET
@@ -244,6 +258,7 @@ func (c *Conn) end(err error, reset bool) {
 	}
 	c.dead, c.err = true, err
 	c.out.reset()
+	c.dropPipe()
 	if c.tls != nil {
 		c.tls.release()
 	}
@@ -328,7 +343,7 @@ func (c *Conn) broken() bool {
 	default:
 		// Bytes that came before the reset may still be wanted, but not for ever.
 		c.reset = true
-		if c.paused && !c.closing && c.timer == nil {
+		if c.halted() && !c.closing && c.timer == nil {
 			c.wait(deadTimeout)
 		}
 	}

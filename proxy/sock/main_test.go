@@ -204,14 +204,25 @@ type relay struct {
 	most        *int
 	closed      func(error)
 	waiting     bool // other is to be resumed when self has drained
+	spliced     *int // bytes that took the shortcut; nil: there is none
 }
 
-func join(a, b *Conn, most *int, closed func(error)) {
-	ra := &relay{self: a, other: b, most: most, closed: closed}
-	rb := &relay{self: b, other: a, most: most, closed: closed}
+func (r *relay) Beyond() flow.Conn {
+	if r.spliced == nil {
+		return nil
+	}
+	return r.other
+}
+
+func (r *relay) Passed(n int) { *r.spliced += n }
+
+func join(a, b *Conn, most *int, closed func(error)) (ra, rb *relay) {
+	ra = &relay{self: a, other: b, most: most, closed: closed}
+	rb = &relay{self: b, other: a, most: most, closed: closed}
 	ra.peer, rb.peer = rb, ra
 	a.SetReceiver(ra)
 	b.SetReceiver(rb)
+	return ra, rb
 }
 
 func (r *relay) Data(p []byte) {

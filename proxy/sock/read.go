@@ -8,7 +8,7 @@ import (
 
 // wantsData reports whether bytes would have a taker.
 func (c *Conn) wantsData() bool {
-	return !c.dead && !c.eof && (c.closing || (c.rcv != nil && !c.paused))
+	return !c.dead && !c.eof && (c.closing || (c.rcv != nil && !c.halted()))
 }
 
 // read delivers what the kernel has, up to this turn's share. It must not be called from within a call by the receiver.
@@ -30,6 +30,10 @@ func (c *Conn) readPlain() {
 			c.soon()
 			return
 		}
+		if n, wait := c.splice(); n > 0 || wait {
+			total += n / spliceCost
+			continue
+		}
 		n, e := sysRead(c.fd, buf)
 		switch {
 		case e == unix.EAGAIN:
@@ -39,6 +43,7 @@ func (c *Conn) readPlain() {
 		case n == 0:
 			c.ended()
 		default:
+			c.note(n)
 			// epoll(7): a short read of a stream has emptied it. Not so with a FIN behind it, which has had its
 			// event already, or at an urgent byte, where a read always stops (tcp(7)).
 			c.canRead = c.hup || n == len(buf)

@@ -58,10 +58,14 @@ func (c *Conn) writeDirect(p []byte) []byte {
 
 // Backlog implements flow.Conn.
 func (c *Conn) Backlog() int {
+	n := c.out.n
 	if c.tls != nil {
-		return c.out.n + c.tls.plain.n
+		n += c.tls.plain.n
 	}
-	return c.out.n
+	if c.pipe != nil {
+		n += c.pipe.n
+	}
+	return n
 }
 
 // CloseWrite implements flow.Conn.
@@ -101,8 +105,11 @@ func (c *Conn) sendFin() {
 
 // pushOut gives the queue to the kernel.
 func (c *Conn) pushOut() {
+	if c.pipe != nil && !c.blocked {
+		c.drainPipe()
+	}
 	var v [maxIovecs]unix.Iovec
-	for c.out.n > 0 && !c.blocked && c.err == nil {
+	for c.pipe == nil && c.out.n > 0 && !c.blocked && c.err == nil {
 		k := c.out.head
 		var n int
 		var e unix.Errno
@@ -130,6 +137,7 @@ func (c *Conn) pushOut() {
 func (c *Conn) writeFailed(err error) {
 	c.err = cause(err)
 	c.out.reset()
+	c.dropPipe()
 	if c.tls != nil {
 		c.tls.plain.reset()
 	}
