@@ -12,6 +12,7 @@ const maxBuckets = 32
 // scale is the upper bounds of a histogram's buckets.
 type scale struct {
 	ms     []float64
+	le     []string          // the bounds as text, +Inf included
 	bounds [maxBuckets]int64 // nanoseconds; those after the last are without end
 	first  [64]uint8         // by the length of a number in bits: the first bucket that it may be in
 }
@@ -24,6 +25,10 @@ var latencyScale = newScale(
 
 func newScale(ms ...float64) *scale {
 	s := &scale{ms: ms}
+	for _, v := range ms {
+		s.le = append(s.le, number(v))
+	}
+	s.le = append(s.le, "+Inf")
 	for i := range s.bounds {
 		s.bounds[i] = math.MaxInt64
 		if i < len(ms) {

@@ -27,13 +27,23 @@ var partNames = [parts]string{
 
 // partScale has a lower start than latencyScale, and fewer steps: there are many histograms of parts.
 var partScale = newScale(
-	0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000,
+	0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000,
 )
 
 // split is the histograms of parts; nil: nothing was measured.
 type split [parts]*histogram
 
 func (s *split) add(p Part, nanos int64) { measure(&s[p], nanos) }
+
+// measured is how many parts have a histogram.
+func (s *split) measured() (n int) {
+	for _, h := range s {
+		if h != nil {
+			n++
+		}
+	}
+	return n
+}
 
 func (s *split) clone() (c split) {
 	for p, h := range s {

@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"bytes"
 	"math"
 	"math/rand/v2"
 	"strconv"
@@ -172,4 +173,26 @@ func BenchmarkSeries(b *testing.B) {
 		end(s.Requests(k, 0), 0, 0, NewOutcome(true, 200, "", ""))
 	}
 	b.ReportMetric(float64(unsafe.Sizeof(Requests{})), "B/struct")
+}
+
+// BenchmarkWrite is a scrape: 200 series of requests that went to other proxies, with the parts that such ones have.
+func BenchmarkWrite(b *testing.B) {
+	s := NewSet(math.MaxInt)
+	for i := range 200 {
+		r := s.Requests(dstKey(strconv.Itoa(i)), 0)
+		end(r, 0, time.Millisecond, NewOutcome(true, 200, "", ""))
+		r.parts.add(Upstream, 1000)
+		r.Linked(1000, 500, 400)
+		k := r.key
+		k.Route = ""
+		s.Conns(k, 0).Opened()
+	}
+	b.ReportAllocs()
+	size := 0
+	for range b.N {
+		var out bytes.Buffer
+		Write(&out, &Process{}, s.Read(now))
+		size = out.Len()
+	}
+	b.ReportMetric(float64(size)/200, "B/series")
 }

@@ -10,20 +10,28 @@ import (
 	"strings"
 )
 
+// lineSize is about how long a line is.
+const lineSize = 150
+
 // Write appends everything as Prometheus text exposition (version 0.0.4), sorted. Series of several Sets with the
 // same labels are added up.
 func Write(b *bytes.Buffer, p *Process, readings ...*Reading) {
 	req, con := map[Key][]*Requests{}, map[Key][]*Conns{}
 	var dropped, expired uint64
+	lines := 100
 	for _, r := range readings {
 		for _, x := range r.requests {
 			req[x.key] = append(req[x.key], x)
+			lines += len(latencyScale.le) + 5 + x.parts.measured()*(len(partScale.le)+2)
 		}
 		for _, x := range r.conns {
 			con[x.key] = append(con[x.key], x)
+			lines += 6
 		}
 		dropped, expired = dropped+r.dropped, expired+r.expired
 	}
+	// Room for nearly all of it at once: a proxy with many series has megabytes to say, and little memory.
+	b.Grow(lines * lineSize)
 	writeRequests(b, sorted(req))
 	writeConns(b, sorted(con))
 	writeParts(b, req, con)
@@ -95,16 +103,16 @@ func writeRequests(b *bytes.Buffer, all []alike[Requests]) {
 
 // writeHistogram writes the sum of histograms with one scale.
 func writeHistogram(b *bytes.Buffer, name, labels string, s *scale, all []*histogram) {
+	runtime.Gosched() // a loop that has work does not wait for the whole text
 	var n, nanos uint64
-	for i := range len(s.ms) + 1 {
+	for i, le := range s.le {
 		for _, h := range all {
 			n += h.at(i)
 		}
-		le := "+Inf"
-		if i < len(s.ms) {
-			le = number(s.ms[i])
+		for _, x := range [...]string{name, "_bucket{", labels, `,le="`, le, `"} `} {
+			b.WriteString(x)
 		}
-		sample(b, name+"_bucket", labels+`,le="`+le+`"`, float64(n))
+		value(b, float64(n))
 	}
 	for _, h := range all {
 		nanos += h.sum
@@ -189,10 +197,17 @@ func family(b *bytes.Buffer, name, kind, help string) {
 func sample(b *bytes.Buffer, name, labels string, v float64) {
 	b.WriteString(name)
 	if labels != "" {
-		b.WriteString("{" + labels + "}")
+		b.WriteByte('{')
+		b.WriteString(labels)
+		b.WriteByte('}')
 	}
 	b.WriteByte(' ')
-	b.WriteString(number(v))
+	value(b, v)
+}
+
+// value ends a line.
+func value(b *bytes.Buffer, v float64) {
+	b.Write(strconv.AppendFloat(b.AvailableBuffer(), v, 'f', -1, 64))
 	b.WriteByte('\n')
 }
 
