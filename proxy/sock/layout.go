@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"reflect"
+	"runtime"
+	"strings"
 	"unsafe"
 )
 
@@ -12,9 +14,24 @@ import (
 // It would read every record into a buffer that a connection then keeps for its life, 17 to 46 KB, allocate for
 // every read, copy every byte once more, and write every record by itself.
 //
-// This needs unexported fields of tls.Conn, which are looked up by name and type. Should a Go release name or type them
-// otherwise, crypto/tls does everything, and connections merely cost more (and TestRecordsAreOurs fails).
-var fields, known = lookUp()
+// This needs unexported fields of tls.Conn, which are looked up by name and type. That they mean what we think is known
+// only of the Go releases of which crypto/tls was read and compared with us (TestLikeCryptoTLS). With another, or should
+// one name or type them otherwise, crypto/tls does everything, and connections merely cost more (and TestRecordsAreOurs
+// fails).
+var fields, known = lookUp(runtime.Version())
+
+// verifiedGo is the release whose crypto/tls is known, with all of its patch releases.
+const verifiedGo = "go1.26"
+
+// verified is false also for what says more than the number of a release: crypto/tls may be another there (boringcrypto,
+// toolchains of distributions).
+func verified(version string) bool {
+	patch, ok := strings.CutPrefix(version, verifiedGo)
+	if !ok || patch == "" {
+		return ok
+	}
+	return patch[0] == '.' && len(patch) > 1 && strings.Trim(patch[1:], "0123456789") == ""
+}
 
 // layout is where fields are in tls.Conn.
 type layout struct {
@@ -31,8 +48,8 @@ type halfLayout struct {
 	seq    uintptr // [8]byte
 }
 
-func lookUp() (l layout, ok bool) {
-	conn, ok := reflect.TypeFor[tls.Conn](), true
+func lookUp(version string) (l layout, ok bool) {
+	conn, ok := reflect.TypeFor[tls.Conn](), verified(version)
 	field := func(in reflect.Type, name string, typ reflect.Type) (reflect.Type, uintptr) {
 		f, found := in.FieldByName(name)
 		if !found || typ != nil && f.Type != typ || typ == nil && f.Type.Kind() != reflect.Struct {
