@@ -68,6 +68,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 	srv := h2.NewServer(c, handler{sh}, o)
 	d.drain, d.burden = srv.Drain, srv
 	d.lease = sh.n.certs.Lease(sh.loop, cfg, cs, srv.Drain)
+	c.OnWorn(srv.Drain)
 	if sh.leaving || d.share.pod.draining.Load() { // begun during the handshake
 		srv.Drain()
 	}

@@ -148,7 +148,10 @@ func (sh *shard) dialLink(k poolKey, done func(pool.Dialed)) (cancel func()) {
 			return
 		}
 		cs := c.TLS()
-		lease := func(f func()) flow.Timer { return sh.n.certs.Lease(sh.loop, cfg, cs, f) }
+		lease := func(f func()) flow.Timer {
+			c.OnWorn(f)
+			return sh.n.certs.Lease(sh.loop, cfg, cs, f)
+		}
 		done(pool.Dialed{Conn: c, Protocol: mesh.HTTP2, Lease: lease})
 	})
 }

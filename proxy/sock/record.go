@@ -59,7 +59,7 @@ func wholeRecord(p []byte) int {
 	}
 	n := recordHead + int(binary.BigEndian.Uint16(p[3:]))
 	switch {
-	case n > maxRecord:
+	case n > maxRecord, binary.BigEndian.Uint16(p[1:]) != recordVer12:
 		return recordHead
 	case n > len(p):
 		return 0
@@ -85,6 +85,7 @@ func (s *session) open(buf, p []byte, share int) (n, used, cost int) {
 			break
 		}
 		count(seq)
+		s.wear(s.w.c, 1)
 		n += m
 		used += k
 		cost += max(m, recordCost)
@@ -103,7 +104,7 @@ func (s *session) wanted(p []byte) bool {
 // openRecord decrypts one record of application data, of which it gives the length; 0 for any other record, which is left
 // as it was.
 func openRecord(a cipher.AEAD, seq *[seqSize]byte, buf, rec []byte) int {
-	if rec[0] != appData || len(rec) < recordHead+recordTail+1 || binary.BigEndian.Uint16(rec[1:]) != recordVer12 {
+	if rec[0] != appData || len(rec) < recordHead+recordTail+1 {
 		return 0
 	}
 	plain, err := a.Open(buf[:0], seq[:], rec[recordHead:], rec[:recordHead])
@@ -111,10 +112,13 @@ func openRecord(a cipher.AEAD, seq *[seqSize]byte, buf, rec []byte) int {
 		return 0
 	}
 	n := len(plain)
+	if n > maxPlain+1 { // with the padding, too (RFC 8446, 5.4)
+		return 0
+	}
 	for n > 0 && plain[n-1] == 0 { // padding
 		n--
 	}
-	if n < 2 || plain[n-1] != appData || n-1 > maxPlain {
+	if n < 2 || plain[n-1] != appData {
 		return 0
 	}
 	return n - 1

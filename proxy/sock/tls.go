@@ -32,6 +32,36 @@ type session struct {
 	full     *[maxRecord]byte // the memory of kept, if it is of full size
 	ours     bool             // application data is opened and sealed in record.go
 	notified bool             // close_notify was written
+	records  int              // how many there were of application data, in both directions
+	worn     func()           // to be called after wornRecords
+}
+
+// wornRecords is how many records the keys of a session should have protected at most, when the connection is to be
+// replaced. The bound of RFC 8446, 5.5, for AES-GCM is 2^24.5 full ones; crypto/tls counts none and never sends a
+// KeyUpdate. What is left is for the streams that are under way.
+const wornRecords = 1 << 22
+
+// OnWorn has f called later, once, on the loop, when c's keys have protected so much that no new stream should begin on
+// it: 64 GiB in full records. It is not called without TLS, nor after the connection has ended.
+func (c *Conn) OnWorn(f func()) {
+	if c.tls != nil {
+		c.tls.worn = f
+		c.tls.wear(c, 0)
+	}
+}
+
+// wear counts records.
+func (s *session) wear(c *Conn, n int) {
+	s.records += n
+	if s.worn != nil && s.records >= wornRecords {
+		f := s.worn
+		s.worn = nil
+		c.l.After(0, func() {
+			if !c.dead {
+				f()
+			}
+		})
+	}
 }
 
 // seal encrypts the next piece; it reports false when there was nothing.
@@ -67,6 +97,7 @@ func (s *session) sealPlain(c *Conn) {
 		body := w.head(n)
 		w.out = s.plain.take(w.out, n)
 		w.seal(body)
+		s.wear(c, 1)
 	}
 	_ = c.emit(w.out) // noted
 }
@@ -84,6 +115,7 @@ func (s *session) sealDirect(c *Conn, p []byte) []byte {
 			body := w.head(n)
 			w.out = append(w.out, p[:n]...)
 			w.seal(body)
+			s.wear(c, 1)
 			p = p[n:]
 		}
 		_ = c.emit(w.out) // noted
@@ -93,6 +125,7 @@ func (s *session) sealDirect(c *Conn, p []byte) []byte {
 
 // encrypt has crypto/tls make records of p, and write or queue them.
 func (s *session) encrypt(c *Conn, p []byte) {
+	s.wear(c, (len(p)+maxPlain-1)/maxPlain)
 	if _, err := s.tc.Write(p); err != nil && c.err == nil {
 		c.writeFailed(err)
 	}
@@ -129,8 +162,9 @@ func (c *Conn) readTLS() {
 		case n > 0:
 			total += cost
 		case s.wanted(p):
-			total += recordCost
 			n, used, err = s.theirs(buf, p)
+			s.wear(c, 1)
+			total += max(n, recordCost)
 			p = p[:used]
 		case !c.canRead:
 			s.save(p, owned)
@@ -195,6 +229,7 @@ func (c *Conn) readTheirs() {
 		n, err := c.tls.tc.Read(buf)
 		switch {
 		case n > 0:
+			c.tls.wear(c, 1)
 			total += max(n, recordCost)
 			c.rcv.Data(buf[:n]) // an error beside the bytes comes again
 		case errors.Is(err, errAgain):

@@ -52,6 +52,30 @@ func TestTinyRecords(t *testing.T) {
 	})
 }
 
+// TestLargeRecordsInTurns: records that crypto/tls opens, since others are before them, cost what is in them.
+func TestLargeRecordsInTurns(t *testing.T) {
+	l := start(t)
+	c, h := handmadeClient(t, l)
+	const count = 40
+	var b []byte
+	for range count {
+		b = append(b, 20, 3, 3, 0, 1, 1) // change_cipher_spec
+		b = append(b, h.record(appData, make([]byte, maxPlain), 0)...)
+	}
+	r := &turns{l: l, all: count * maxPlain, done: make(chan int, 1)}
+	do(t, l, func() {
+		c.tls.kept = b
+		c.SetReceiver(r)
+	})
+	recv(t, r.done)
+	do(t, l, func() {
+		if r.most > 2*(turnBytes+maxPlain) {
+			t.Errorf("%d bytes in one turn", r.most)
+		}
+		c.Abort()
+	})
+}
+
 // TestAcceptInTurns: many connections that wait do not keep the others waiting until all of them are accepted.
 func TestAcceptInTurns(t *testing.T) {
 	l := start(t)
