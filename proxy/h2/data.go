@@ -73,10 +73,10 @@ func (c *conn) onData(flags byte, id uint32, p []byte) error {
 }
 
 // park credits the connection for what a stream could not pass on, so that nothing but the stream's own window is filled
-// with it: one who does not read stalls nobody else. Beyond the bounds the connection waits with the stream.
+// with it: one who does not read stalls nobody else. The bound is that of the shard, which drops who holds most before it is
+// reached (package shed); beyond it the connection waits with the stream.
 func (c *conn) park(p *exchange.Port) {
-	n := min(p.Held-p.Parked, c.recvWin*parkedWindows-c.parked)
-	n = int32(c.pool.Park(int(n)))
+	n := int32(c.pool.Park(int(p.Held - p.Parked)))
 	p.Parked += n
 	c.parked += n
 	c.creditConn(n)

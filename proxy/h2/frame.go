@@ -69,8 +69,8 @@ const (
 	// connWindow bounds the queues of a connection together; links between proxies carry many clients' streams.
 	connWindow     = 4 << 20
 	connWindowLink = 16 << 20
-	// parkedWindows is how many times the connection's window may wait, beside what is in it, for peers that do not take
-	// what came for them. It is what keeps them from stalling the other streams.
+	// parkedWindows is how many times the connection's window may wait, for peers that do not take what came for them,
+	// before the connection gets no new streams. Those that it has may make it more.
 	parkedWindows = 3
 
 	advertised     = 1000 // concurrent streams that we accept

@@ -132,3 +132,31 @@ func TestSlowServerStallsNoOtherUpload(t *testing.T) {
 		t.Errorf("%d bytes are parked, %d streams open after the server's end", r.pool.Parked(), r.h.Open)
 	}
 }
+
+// Streams that were begun at once, before anybody could know that their client would take nothing, are more than a
+// connection is given one after the other; they stall nobody, either.
+func TestManySlowReadersAtOnce(t *testing.T) {
+	r := newRig(false)
+	r.app.Settings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1000})
+	r.client.Settings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	const size, count = 256 << 10, 120 // 30 MiB
+	for i := range count {
+		r.client.Headers(uint32(1+2*i), true, getReq...)
+	}
+	r.n.Run()
+	fast := r.another()
+	fast.Headers(1, true, getReq...)
+	r.n.Run()
+	sent := 0
+	for i := range count {
+		if r.connWindow(sent) < size {
+			t.Fatalf("after %d streams the connection's window is down to %d", i, r.connWindow(sent))
+		}
+		r.respond(uint32(1+2*i), size)
+		sent += size
+	}
+	r.respond(2*count+1, 60_000)
+	if b, end := fast.Bytes(1); len(b) != 60_000 || !end {
+		t.Errorf("the fast client got %d bytes, end %v", len(b), end)
+	}
+}

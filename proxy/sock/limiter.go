@@ -32,7 +32,8 @@ var (
 
 // limiter lets the handshakes of a process have their turns in fairness to peers, told by address: those that wait are
 // served in rotation of their peers, one that is at its own limit waits for itself, and where too many wait it is the
-// peer with the most that gives way.
+// peer with the most that gives way. Of one peer's the newest comes first: where many wait, the oldest are those that will
+// come too late.
 type limiter struct {
 	patience time.Duration
 
@@ -109,12 +110,13 @@ func (s *limiter) next() *handshake {
 	}
 	p := s.turns[i]
 	s.turns = append(slices.Delete(s.turns, i, i+1), p) // the others come first next time
-	h := s.waiting[p][0]
-	s.dequeue(p, 0)
+	last := len(s.waiting[p]) - 1
+	h := s.waiting[p][last]
+	s.dequeue(p, last)
 	return h
 }
 
-// makeRoom drops the newest of the peer that has most waiting, unless that is peer itself.
+// makeRoom drops the oldest of the peer that has most waiting, unless that is peer itself.
 func (s *limiter) makeRoom(peer netip.Addr) bool {
 	most := peer
 	for p, l := range s.waiting {
@@ -125,9 +127,8 @@ func (s *limiter) makeRoom(peer netip.Addr) bool {
 	if len(s.waiting[most]) <= len(s.waiting[peer])+1 {
 		return false
 	}
-	last := len(s.waiting[most]) - 1
-	h := s.waiting[most][last]
-	s.dequeue(most, last)
+	h := s.waiting[most][0]
+	s.dequeue(most, 0)
 	h.dropped()
 	return true
 }

@@ -191,15 +191,15 @@ func TestFullQueueIsFair(t *testing.T) {
 		}
 	}
 	greedy := netip.MustParseAddr("192.0.2.1")
-	first := s.waiting[greedy][0]
+	second := s.waiting[greedy][1]
 	if s.enter(one(l, "192.0.2.1")) {
 		t.Error("one more of the peer that has the whole queue is let in")
 	}
 	if !s.enter(one(l, "192.0.2.2")) {
 		t.Error("a peer that has none waiting is refused")
 	}
-	if len(s.waiting[greedy]) != maxWaiting-1 || s.waits != maxWaiting || s.waiting[greedy][0] != first || len(s.turns) != 2 {
-		t.Errorf("queue of %d: want the newest of the greedy peer dropped", s.waits)
+	if len(s.waiting[greedy]) != maxWaiting-1 || s.waits != maxWaiting || s.waiting[greedy][0] != second || len(s.turns) != 2 {
+		t.Errorf("queue of %d: want the oldest of the greedy peer dropped", s.waits)
 	}
 	last := s.waiting[netip.MustParseAddr("192.0.2.2")][0]
 	if !s.leaveQueue(last) || s.leaveQueue(last) || len(s.waiting) != 1 || len(s.turns) != 1 {

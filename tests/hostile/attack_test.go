@@ -130,9 +130,6 @@ func runAll(t *testing.T, attacks []attack) {
 		t.Run(a.name, func(t *testing.T) {
 			p, b := p, b
 			if a.slow {
-				if testing.Short() {
-					t.Skip("it waits for the proxy's clocks: half a minute")
-				}
 				t.Parallel()
 			}
 			if a.memory > 0 { // what earlier attacks have left is not its own

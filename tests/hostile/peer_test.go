@@ -93,7 +93,9 @@ func (p *h2) reader(each func(http2.Frame) error) {
 			case *http2.GoAwayFrame:
 				v.code, v.gone = fr.ErrCode, true
 			case *http2.MetaHeadersFrame:
-				v.status[fr.StreamID] = fr.PseudoValue("status")
+				if s := fr.PseudoValue("status"); s != "" { // not trailers
+					v.status[fr.StreamID] = s
+				}
 			case *http2.RSTStreamFrame:
 				v.resets[fr.ErrCode]++
 			}
