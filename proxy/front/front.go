@@ -53,6 +53,7 @@ type Front struct {
 	limit flow.Timer // to end indecision
 	codec Codec
 	tcp   *opaque.Server
+	drain bool
 }
 
 // Serve makes a codec the receiver of c, now or as soon as it is clear which.
@@ -83,13 +84,25 @@ func HTTP(c flow.Conn, p mesh.Protocol, h exchange.Handler, o exchange.ServerOpt
 	return h2.NewServer(c, h, o)
 }
 
-// Drain ends the connection gracefully; one that has not said a word is closed.
+// Drain ends the connection gracefully. One that has not said a word has h1.DrainRest to do so: its first request may be
+// on its way.
 func (f *Front) Drain() {
+	if f.drain {
+		return
+	}
+	f.drain = true
 	if f.codec != nil {
 		f.codec.Drain()
 		return
 	}
-	f.c.Close()
+	if f.timer != nil {
+		f.timer.Stop()
+	}
+	f.timer = f.o.Server.Clock.After(h1.DrainRest, func() {
+		if f.buf == nil {
+			f.c.Close()
+		}
+	})
 }
 
 // Held implements exchange.Burden.
@@ -199,6 +212,9 @@ func (f *Front) http(p mesh.Protocol, first []byte) {
 	f.chosen(p)
 	f.buf = nil
 	f.codec = HTTP(f.c, p, f.o.Handler, f.o.Server)
+	if f.drain {
+		f.codec.Drain()
+	}
 	if len(first) > 0 {
 		f.codec.Data(first)
 	}

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/exchange/exchangetest"
 	"conduit.io/conduit/proxy/flow/flowtest"
+	"conduit.io/conduit/proxy/h1"
 	"conduit.io/conduit/proxy/opaque"
 )
 
@@ -226,5 +228,23 @@ func TestUndecidedClientFirst(t *testing.T) {
 	r.n.Advance(time.Hour)
 	if r.client.Over() {
 		t.Error("closed in the end")
+	}
+}
+
+func TestDrainBeforeTheFirstRequest(t *testing.T) {
+	for _, clientFirst := range []bool{false, true} {
+		r := start(Options{ClientFirst: clientFirst, Wait: time.Second})
+		r.f.Drain()
+		r.client.Send(request)
+		r.n.Run()
+		if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "answer") || !r.client.Over() {
+			t.Errorf("client first %v: a request on its way got %q, ended %v", clientFirst, got, r.client.Over())
+		}
+		r = start(Options{ClientFirst: clientFirst, Wait: time.Second})
+		r.f.Drain()
+		r.n.Advance(h1.DrainRest)
+		if !r.client.Over() || r.closed != 1 || r.server != nil {
+			t.Errorf("client first %v: a silent connection does not drain", clientFirst)
+		}
 	}
 }

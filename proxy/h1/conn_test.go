@@ -270,8 +270,26 @@ func TestDrain(t *testing.T) {
 	r = newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
 	r.sv.Drain()
 	r.n.Run()
+	if r.client.Over() {
+		t.Error("an idle connection ended before a request that was on its way")
+	}
+	r.n.Advance(h1.DrainRest)
 	if !r.client.Over() || r.closed != 1 {
 		t.Error("an idle connection does not drain")
+	}
+}
+
+// A request that meets the drain on its way is answered, and the client told that it was the last.
+func TestDrainMeetsARequest(t *testing.T) {
+	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.do(get, ok200)
+	r.sv.Drain()
+	r.client.Send(get)
+	r.n.Run()
+	r.app.Send(ok200)
+	r.n.Run()
+	if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "ok") || !r.client.Over() {
+		t.Errorf("got %q, ended %v", got, r.client.Ended)
 	}
 }
 

@@ -14,12 +14,16 @@ func (sv *Server) idle() {
 	if sv.state == stOver {
 		return
 	}
-	rest := IdleTimeout - time.Duration(sv.o.Clock.Now()-sv.lastUse)
+	limit := IdleTimeout
+	if sv.drain {
+		limit = DrainRest
+	}
+	rest := limit - time.Duration(sv.o.Clock.Now()-sv.lastUse)
 	if sv.s == nil && sv.state == stHead && rest <= 0 {
 		sv.shut()
 		return
 	}
-	sv.idleTimer = sv.o.Clock.After(max(rest, IdleTimeout/4), sv.idle)
+	sv.idleTimer = sv.o.Clock.After(max(rest, limit/4), sv.idle)
 }
 
 const (

@@ -15,6 +15,8 @@ const (
 	HeadTimeout = 10 * time.Second
 	// IdleTimeout is how long a client's connection may stay without a request.
 	IdleTimeout = 5 * time.Minute
+	// DrainRest is how long a connection that drains waits for a request which is on its way.
+	DrainRest = time.Second
 	// lingerTimeout and lingerMax bound the reading of a request whose answer has been sent already, so that the
 	// answer is not lost to a reset.
 	lingerTimeout = 2 * time.Second
@@ -357,10 +359,18 @@ func (sv *Server) Closed(err error) {
 	}
 }
 
-// Drain ends the connection after the current exchange, or now if there is none.
+// Drain ends the connection after the current exchange. If there is none, it waits DrainRest for one: the client cannot
+// know yet, and what it has sent may not have been read. That request is the last.
 func (sv *Server) Drain() {
+	if sv.drain {
+		return
+	}
 	sv.drain, sv.closing = true, true
-	if sv.s == nil && sv.state == stHead && len(sv.in) == 0 {
-		sv.shut()
+	if sv.state == stHead && len(sv.in) == 0 {
+		if sv.idleTimer != nil {
+			sv.idleTimer.Stop()
+		}
+		sv.lastUse = sv.o.Clock.Now()
+		sv.idleTimer = sv.o.Clock.After(DrainRest, sv.idle)
 	}
 }

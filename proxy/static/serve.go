@@ -41,6 +41,7 @@ type Server struct {
 	fronts  []*listener
 	free    *call
 	ready   atomic.Bool
+	leaving bool // Shutdown has begun
 }
 
 // listener is one entry of Config.Listeners at work.
@@ -173,8 +174,9 @@ func (s *Server) Ready() bool { return s.ready.Load() }
 func (s *Server) Shutdown(grace time.Duration) {
 	s.ready.Store(false)
 	_ = s.loop.Do(func() {
+		s.leaving = true
 		for _, l := range s.fronts {
-			l.sock.Close()
+			l.sock.Close() // takes those that wait in its queue
 			for c := range l.conns {
 				if c.drain != nil {
 					c.drain()
@@ -253,10 +255,13 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 		l.http = true
 		codec := front.HTTP(sc, p, o.Handler, o.Server)
 		c.drain, c.burden = codec.Drain, codec
-		return
+	} else {
+		f := front.Serve(sc, o)
+		c.front, c.drain, c.burden = f, f.Drain, f
 	}
-	f := front.Serve(sc, o)
-	c.front, c.drain, c.burden = f, f.Drain, f
+	if l.srv.leaving { // begun during the handshake
+		c.drain()
+	}
 }
 
 // opened counts the connection in, and what is known of its way here.
