@@ -58,6 +58,8 @@ func TestParseErrorsNameTheField(t *testing.T) {
 		{"host name", `{"listeners":[{"address":"localhost:1","upstream":"127.0.0.1:2"}]}`, `listeners[0].address: "localhost:1" is not`},
 		{"upstream port 0", `{"listeners":[{"address":"127.0.0.1:0","upstream":"127.0.0.1:0"}]}`, "listeners[0].upstream: \"127.0.0.1:0\" has port 0"},
 		{"number", `{"listeners":[{"address":5,"upstream":"127.0.0.1:2"}]}`, "listeners[0].address: want a string"},
+		{"field twice", listener(`,"upstream":"127.0.0.1:3"`), "listeners[0].upstream: is given twice"},
+		{"admin twice", `{"admin":"127.0.0.1:1","listeners":[],"admin":"127.0.0.1:2"}`, "admin: is given twice"},
 		{"protocol", listener(`,"protocol":"http3"`), `listeners[0].protocol: "http3" is not one of detect, http1`},
 		{"upstream protocol", listener(`,"upstream_protocol":"opaque"`), "listeners[0].upstream_protocol"},
 		{"timeout", listener(`,"timeout":"5"`), `listeners[0].timeout: "5" is not a duration`},

@@ -45,6 +45,9 @@ func (d *decoder) object(path string, raw []byte, known ...string) map[string]js
 	if prefix != "" {
 		prefix += "."
 	}
+	if k, ok := repeated(raw); ok {
+		d.fail(prefix+k, "is given twice")
+	}
 	names := make([]string, 0, len(o))
 	for k := range o {
 		names = append(names, k)
@@ -59,6 +62,26 @@ func (d *decoder) object(path string, raw []byte, known ...string) map[string]js
 		}
 	}
 	return o
+}
+
+// repeated is the first field that occurs twice in the object raw, which is valid JSON.
+func repeated(raw []byte) (string, bool) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	_, _ = dec.Token() // the brace
+	seen := map[string]bool{}
+	for dec.More() {
+		t, _ := dec.Token()
+		k, _ := t.(string)
+		if seen[k] {
+			return k, true
+		}
+		seen[k] = true
+		var value json.RawMessage
+		if dec.Decode(&value) != nil {
+			break
+		}
+	}
+	return "", false
 }
 
 // explain gives a syntax error its line and column.
