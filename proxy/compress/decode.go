@@ -58,7 +58,7 @@ func (d *Decoder) Skip(p []byte) error {
 	}
 	for i := 0; i < len(p); {
 		n, err := d.field(p, i, false)
-		if err == errTruncated && len(p)-i <= 2*(d.maxString+8) {
+		if errors.Is(err, errTruncated) && len(p)-i <= 2*(d.maxString+8) {
 			d.rest = append([]byte(nil), p[i:]...)
 			return nil
 		}
