@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"runtime"
 	"testing"
 	"time"
@@ -24,6 +25,8 @@ func TestMain(m *testing.M) {
 	if _, err := home(); err != nil {
 		panic(err)
 	}
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt) // the goroutine that fuzzing would leave behind
+	signal.Reset(os.Interrupt)
 	if os.Getenv(fallbackEnv) != "" {
 		known = false
 	}
