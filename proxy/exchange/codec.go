@@ -142,6 +142,9 @@ func (s *Stream) passEnd() {
 func (s *Stream) Data(from Side, p []byte, end bool) {
 	to := 1 - from
 	s.counted(from, len(p))
+	if s.web != nil && from == Up {
+		s.web.feed(p)
+	}
 	s.ports[from].Held += int32(len(p))
 	s.got[from] = end
 	if s.dropping(to) {
@@ -270,6 +273,9 @@ func (s *Stream) ResponseHead(h *Head, end, tunnel bool) {
 		return
 	}
 	s.headSent = true
+	if s.Req.Method == "POST" && !tunnel {
+		s.web = newWebBody(s.Req, h)
+	}
 	s.down.WriteHead(s, h, end)
 	if end {
 		s.got[Up] = true
@@ -328,11 +334,11 @@ func (s *Stream) Abort(from Side, reason mesh.Reason, code uint32, unprocessed b
 		}
 	}
 	if s.Res == nil && (code == 0 || s.Req.Major != 2) {
-		s.Fail(lostStatus(reason), reason, lostDetail(reason))
+		s.fail(lostStatus(reason), lostCode(reason), reason, lostDetail(reason))
 		return
 	}
 	s.Reason = reason
-	if code == 0 && s.breakOff(reason, "the server ended the exchange before it was complete") {
+	if code == 0 && s.breakOff(lostCode(reason), reason, "the server ended the exchange before it was complete") {
 		return
 	}
 	s.finish(Ending{Reason: reason, Code: code})

@@ -4,8 +4,6 @@
 package exchange
 
 import (
-	"strings"
-
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/flow"
 
@@ -46,9 +44,6 @@ func (h *Head) Get(name string) string {
 	}
 	return ""
 }
-
-// GRPC reports whether the request is a call of gRPC.
-func (h *Head) GRPC() bool { return strings.HasPrefix(h.Get("content-type"), "application/grpc") }
 
 // Idempotent reports whether the request may be repeated by its nature (RFC 9110, 9.2.2).
 func (h *Head) Idempotent() bool {

@@ -47,7 +47,8 @@ type Stream struct {
 
 	headSent, interim, local, dead bool
 
-	clientEnd bool // the client has finished sending on its connection
+	web       *webBody // a gRPC-Web response
+	clientEnd bool     // the client has finished sending on its connection
 
 	reqTrail    []hpack.HeaderField
 	trailBuf    []hpack.HeaderField
@@ -58,20 +59,6 @@ type Stream struct {
 	slow        uint8 // see Slow
 	gen         uint32
 	next        *Stream
-}
-
-// GRPCStatus is the status of a call: in trailers, or in the head of a response that has nothing else. It is empty when
-// there is none.
-func (s *Stream) GRPCStatus() string {
-	for i := range s.Trailers {
-		if s.Trailers[i].Name == "grpc-status" {
-			return s.Trailers[i].Value
-		}
-	}
-	if s.Res == nil || s.Res.Status != 200 {
-		return ""
-	}
-	return s.Res.Get("grpc-status")
 }
 
 // Forward carries the stream on over u. extra fields are appended to the request's; they must not be changed later.

@@ -101,7 +101,7 @@ func TestFailures(t *testing.T) {
 	for _, tt := range []struct {
 		reason mesh.Reason
 		grpc   string
-	}{{mesh.ReasonConnect, "14"}, {mesh.ReasonOverload, "14"}, {mesh.ReasonTimeout, "4"}, {mesh.ReasonPeerIdentity, "7"}, {mesh.ReasonUpstreamProto, "13"}} {
+	}{{mesh.ReasonConnect, "14"}, {mesh.ReasonOverload, "14"}, {mesh.ReasonTimeout, "4"}, {mesh.ReasonPeerIdentity, "14"}, {mesh.ReasonConnectTimeout, "14"}, {mesh.ReasonPlaintext, "7"}, {mesh.ReasonUpstreamProto, "13"}} {
 		r := newRig(false)
 		r.h.OnRequest = func(s *exchange.Stream) { s.Fail(503, tt.reason, "50% \"broken\"") }
 		r.client.Headers(1, false, with(postReq, "content-type", "application/grpc+proto")...)

@@ -186,19 +186,47 @@ func (t *Trip) Done() {
 
 func (t *Trip) outcome() meter.Outcome {
 	s := t.S
-	if s.Res == nil {
-		return meter.NewOutcome(false, 0, "", s.Reason)
+	status, reason := 0, s.Reason
+	if s.Res != nil {
+		status = s.Res.Status
+		if reason == mesh.ReasonNone && (t.GRPC || status >= 300) {
+			reason = theirs(s)
+		}
 	}
-	status, code, reason := s.Res.Status, "", s.Reason
-	if reason == mesh.ReasonNone && (t.GRPC || status >= 300) {
-		reason = theirs(s)
+	ok := s.Res != nil && reason == mesh.ReasonNone && status < 500
+	if !t.GRPC {
+		return meter.NewOutcome(ok, status, "", reason)
 	}
-	ok := reason == mesh.ReasonNone && status < 500
-	if t.GRPC {
-		code = s.GRPCStatus()
-		ok = ok && meter.GRPCOK(code)
+	// A call that its client gave up is nobody's failure, unless the time that the server was given had passed.
+	gaveUp := reason == mesh.ReasonDownstreamReset
+	code := s.GRPCStatus()
+	switch {
+	case code != "":
+		ok = (ok || gaveUp) && meter.GRPCOK(code)
+	case s.Res != nil && reason == mesh.ReasonNone && s.Req.GRPCWeb() && !s.Res.GRPC():
+		// An answer in another format, which says all in its HTTP status.
+	case t.late():
+		code, ok = deadlineExceeded, false
+	case gaveUp:
+		code, ok = cancelled, true
+	default:
+		ok = false
 	}
 	return meter.NewOutcome(ok, status, code, reason)
+}
+
+const (
+	cancelled        = "1"
+	deadlineExceeded = "4"
+	// deadlineSlack is how long before its deadline, as it is seen here, a call may have ended because of it: the client's
+	// clock started earlier.
+	deadlineSlack = 20 * time.Millisecond
+)
+
+// late reports whether a call has used up the time that its client gave it.
+func (t *Trip) late() bool {
+	d, ok := grpcTimeout(t.S.Req.Get("grpc-timeout"))
+	return ok && time.Duration(t.S.End-t.S.Start) >= d-min(d/10, deadlineSlack)
 }
 
 // theirs is another proxy's reason, which nobody else can have put there: in its response, or in trailers if the response

@@ -208,20 +208,10 @@ func readRequestLine(line string, fs []field) (m *message, minor int) {
 
 // serve2 is an HTTP/2 server.
 func (b *backend) serve2(c net.Conn) {
-	done := make(chan struct{})
 	h := newH2(c, false, b.stream)
-	if h.start() != nil {
-		return
+	if h.start() == nil {
+		h.ended()
 	}
-	go func() {
-		defer close(done)
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		for h.err == nil {
-			h.change.Wait()
-		}
-	}()
-	<-done
 }
 
 // stream serves one request.

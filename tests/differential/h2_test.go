@@ -115,6 +115,15 @@ func (h *h2conn) read() {
 	}
 }
 
+// ended waits for the end of the connection.
+func (h *h2conn) ended() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.err == nil {
+		h.change.Wait()
+	}
+}
+
 // frame notes what a frame says; h.mu is held.
 func (h *h2conn) frame(f http2.Frame) {
 	s := h.streams[f.Header().StreamID]
