@@ -27,6 +27,9 @@ func parseChained(args *skel.CmdArgs, verb string) (*Conf, *current.Result, erro
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := checkLists(fixed); err != nil {
+		return nil, nil, err
+	}
 	conf.PrevResult = fixed
 	result, err := create.CreateFromBytes(conf.PrevResult)
 	if err != nil {
@@ -65,6 +68,22 @@ func withVersion(result json.RawMessage, version string) (json.RawMessage, error
 		out = append(out, ',')
 	}
 	return append(out, rest...), nil
+}
+
+// checkLists refuses a result with null where an interface, an address or a route should be: libcni would take it.
+func checkLists(result json.RawMessage) error {
+	var r struct{ Interfaces, IPs, Routes []json.RawMessage }
+	if err := json.Unmarshal(result, &r); err != nil {
+		return invalidConf(fmt.Sprintf(`"prevResult" cannot be read: %v`, err))
+	}
+	for name, list := range map[string][]json.RawMessage{"interfaces": r.Interfaces, "ips": r.IPs, "routes": r.Routes} {
+		for i, entry := range list {
+			if string(entry) == "null" {
+				return invalidConf(fmt.Sprintf(`"prevResult" is inconsistent: %s[%d] is null`, name, i))
+			}
+		}
+	}
+	return nil
 }
 
 // podAddrs are the addresses of the result's interfaces inside the pod. An address without an interface is taken for

@@ -20,15 +20,16 @@ func serve(t *testing.T, in []byte, chunk int) (string, string) {
 	sink := &exchangetest.Sink{Clock: n}
 	h := &exchangetest.Handler{Up: func(*exchange.Stream) exchange.Upstream { return sink }}
 	b.Chunk = chunk
-	h1.NewServer(b, h, exchange.ServerOptions{Clock: n})
+	pool := exchange.NewPool()
+	h1.NewServer(b, h, exchange.ServerOptions{Clock: n, Pool: pool})
 	client.C.Write(in)
 	client.C.CloseWrite()
 	n.Run()
 	n.Advance(3 * time.Second)
 	client.C.Abort()
 	n.Run()
-	if h.Open != 0 || len(sink.Live) != 0 {
-		t.Fatalf("%q: %d streams stay open", in, h.Open)
+	if h.Open != 0 || len(sink.Live) != 0 || pool.Held() != 0 {
+		t.Fatalf("%q: %d streams stay open, %d bytes are held", in, h.Open, pool.Held())
 	}
 	if heads := bytes.Count(in, []byte("\r\n\r\n")); len(sink.Seen) > heads {
 		t.Fatalf("%q: %d requests from %d heads", in, len(sink.Seen), heads)

@@ -18,7 +18,8 @@ func frames(t *testing.T, in []byte, chunk int, internal bool) string {
 	sink := &exchangetest.Sink{Clock: n, Mute: true}
 	h := &exchangetest.Handler{Up: func(*exchange.Stream) exchange.Upstream { return sink }}
 	b.Chunk = chunk
-	h2.NewServer(b, h, exchange.ServerOptions{Clock: n, Internal: internal})
+	pool := exchange.NewPool()
+	h2.NewServer(b, h, exchange.ServerOptions{Clock: n, Pool: pool, Internal: internal})
 	client.Send(http2.ClientPreface + raw(4, 0, 0))
 	client.C.Write(in)
 	n.Run()
@@ -27,8 +28,8 @@ func frames(t *testing.T, in []byte, chunk int, internal bool) string {
 	}
 	client.C.Abort()
 	n.Run()
-	if h.Open != 0 || len(sink.Live) != 0 {
-		t.Fatalf("%q: %d streams stay open", in, h.Open)
+	if h.Open != 0 || len(sink.Live) != 0 || pool.Held() != 0 || pool.Parked() != 0 {
+		t.Fatalf("%q: %d streams stay open, %d bytes are held, %d parked", in, h.Open, pool.Held(), pool.Parked())
 	}
 	return sink.All()
 }
@@ -79,8 +80,8 @@ func FuzzClient(f *testing.F) {
 			r.app.C.Abort()
 			r.client.C.Abort()
 			r.n.Run()
-			if r.h.Open != 0 || len(r.h.Log) != 2 || r.closed != 1 {
-				t.Fatalf("%q: open %d, log %v", in, r.h.Open, r.h.Log)
+			if r.h.Open != 0 || len(r.h.Log) != 2 || r.closed != 1 || r.pool.Held() != 0 || r.pool.Parked() != 0 {
+				t.Fatalf("%q: open %d, log %v, %d bytes held", in, r.h.Open, r.h.Log, r.pool.Held())
 			}
 		}
 	})

@@ -136,7 +136,7 @@ func readArrival(req *exchange.Head, hbone bool) *arrival {
 	a := &arrival{tunnel: req.Method == "CONNECT" && req.Protocol == "", grpc: req.GRPC()}
 	if a.tunnel {
 		dst, err := netip.ParseAddrPort(req.Authority)
-		if err != nil {
+		if err != nil || dst.Addr().Zone() != "" {
 			a.bad = "CONNECT needs IP:PORT as its authority"
 		}
 		a.dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
@@ -146,7 +146,7 @@ func readArrival(req *exchange.Head, hbone bool) *arrival {
 		a.bad = dstField + " is missing or malformed"
 	}
 	if s := req.Get(clientField); s != "" {
-		if c, err := netip.ParseAddrPort(s); err == nil {
+		if c, err := netip.ParseAddrPort(s); err == nil && c.Addr().Zone() == "" {
 			a.client = netip.AddrPortFrom(c.Addr().Unmap(), c.Port())
 		}
 	}
