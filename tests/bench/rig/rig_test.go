@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -29,13 +30,21 @@ func TestMain(m *testing.M) {
 		r := must(Open(must(PickCores()), false))
 		p := must(r.Proxy("sleeper", []string{"sleep", "600"}, nil))
 		fmt.Println(p.PID(), r.Dir)
-		select {}
+		waitForEver()
 	case "burn": // uses 100 ms of processor time on a thread, says so by listening, and waits
 		for start := time.Now(); time.Since(start) < 100*time.Millisecond; {
 		}
-		must(net.Listen("tcp", os.Args[1]))
-		select {}
+		l := must(net.Listen("tcp", os.Args[1]))
+		defer l.Close()
+		waitForEver()
 	}
+}
+
+// waitForEver waits for a signal that is not handled. An empty select would at times be taken for a deadlock.
+func waitForEver() {
+	never := make(chan os.Signal, 1)
+	signal.Notify(never, syscall.SIGUSR2)
+	<-never
 }
 
 func must[T any](v T, err error) T {
