@@ -133,7 +133,7 @@ func (d *Decoder) literal(b []byte, i int, mask byte, want, keep bool) (int, err
 	}
 	d.begun = true
 	if keep {
-		d.t.add(f)
+		d.t.add(entry{HeaderField: f})
 	}
 	if want {
 		d.emit(f)
@@ -149,7 +149,7 @@ func (d *Decoder) at(index int) *hpack.HeaderField {
 	case index <= len(static):
 		return &static[index-1]
 	case index-len(static) <= d.t.n:
-		return d.t.get(index - len(static) - 1)
+		return &d.t.get(index - len(static) - 1).HeaderField
 	}
 	return nil
 }

@@ -17,11 +17,9 @@ var seed = maphash.MakeSeed()
 
 // Encoder encodes the header blocks of one connection. The order of the calls is that of the wire.
 type Encoder struct {
-	t     table
-	marks [TableSize / 32]uint32 // of the table's entries, by their place in a ring
-	next  int                    // place of the next entry
-	seen  [seenSets][seenWays]uint32
-	turn  uint8 // the way that the next field goes into
+	t    table
+	seen *[seenSets][seenWays]uint32 // marks of fields that have come once
+	turn uint8                       // the way that the next one goes into
 
 	// New is set when a field was not taken from a table but may be when it comes again. Whoever cares resets it.
 	New bool
@@ -76,25 +74,24 @@ func (e *Encoder) Append(b []byte, f hpack.HeaderField) []byte {
 	_, _ = h.WriteString(f.Value)
 	mark := uint32(h.Sum64())
 	for age := range e.t.n {
-		if e.marks[(e.next-1-age)&(len(e.marks)-1)] == mark {
-			if k := e.t.get(age); k.Name == f.Name && k.Value == f.Value {
-				return appendInteger(b, 0x80, 0x7f, len(static)+1+age)
-			}
+		if k := e.t.get(age); k.mark == mark && k.Name == f.Name && k.Value == f.Value {
+			return appendInteger(b, 0x80, 0x7f, len(static)+1+age)
 		}
 	}
 	if f.Size() > e.t.max {
 		return literal(b, 0, 0x0f, index, f)
 	}
 	e.New = true
+	if e.seen == nil {
+		e.seen = new([seenSets][seenWays]uint32)
+	}
 	if s := &e.seen[mark%seenSets]; !slices.Contains(s[:], mark) {
 		e.turn++
 		s[e.turn%seenWays] = mark
 		return literal(b, 0, 0x0f, index, f)
 	}
 	b = literal(b, 0x40, 0x3f, index, f)
-	e.t.add(f)
-	e.marks[e.next&(len(e.marks)-1)] = mark
-	e.next++
+	e.t.add(entry{f, mark})
 	return b
 }
 

@@ -10,15 +10,20 @@ const TableSize = 4096
 
 // table is a dynamic table: a ring of which first is the oldest entry.
 type table struct {
-	ring  []hpack.HeaderField // a power of two
+	ring  []entry // a power of two
 	first int
 	n     int
 	size  uint32
 	max   uint32
 }
 
+type entry struct {
+	hpack.HeaderField
+	mark uint32 // the Encoder's, by which it is found
+}
+
 // get is an entry by its age, 0 for the youngest.
-func (t *table) get(age int) *hpack.HeaderField {
+func (t *table) get(age int) *entry {
 	return &t.ring[(t.first+t.n-1-age)&(len(t.ring)-1)]
 }
 
@@ -33,13 +38,13 @@ func (t *table) resize(max uint32) {
 func (t *table) evict() {
 	f := &t.ring[t.first]
 	t.size -= f.Size()
-	*f = hpack.HeaderField{}
+	*f = entry{}
 	t.first = (t.first + 1) & (len(t.ring) - 1)
 	t.n--
 }
 
 // add makes f the youngest entry; one that is larger than the table empties it (RFC 7541, 4.4).
-func (t *table) add(f hpack.HeaderField) {
+func (t *table) add(f entry) {
 	size := f.Size()
 	for t.n > 0 && t.size+size > t.max {
 		t.evict()
@@ -48,7 +53,7 @@ func (t *table) add(f hpack.HeaderField) {
 		return
 	}
 	if t.n == len(t.ring) {
-		ring := make([]hpack.HeaderField, max(8, 2*t.n))
+		ring := make([]entry, max(4, 2*t.n))
 		for i := range t.n {
 			ring[i] = t.ring[(t.first+i)&(t.n-1)]
 		}
