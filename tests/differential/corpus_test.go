@@ -17,22 +17,6 @@ func newSeeded(seed uint64) seeded { return seeded{rand.New(rand.NewPCG(seed, 1)
 
 func (s seeded) n(n int) int { return s.IntN(n) }
 
-// tape is dice that fall as a fuzzer says, and always the same way at the end of what it said.
-type tape struct{ b []byte }
-
-func (t *tape) n(n int) int {
-	if len(t.b) == 0 {
-		return 0
-	}
-	v := int(t.b[0])
-	t.b = t.b[1:]
-	if n > 256 && len(t.b) > 0 {
-		v = v<<8 | int(t.b[0])
-		t.b = t.b[1:]
-	}
-	return v % n
-}
-
 func one[T any](d dice, of []T) T { return of[d.n(len(of))] }
 
 // often is true k times in n.

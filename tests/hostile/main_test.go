@@ -152,25 +152,3 @@ func (p *process) memory() float64 {
 	p.t.Fatal("no RssAnon: the proxy has ended")
 	return 0
 }
-
-// cpu is the processor time that the proxy has used.
-func (p *process) cpu() time.Duration {
-	p.t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
-	if err != nil || len(tasks) == 0 {
-		p.t.Fatal("the proxy has no threads", err)
-	}
-	var sum time.Duration
-	for _, task := range tasks {
-		data, err := os.ReadFile(task)
-		if err != nil {
-			continue // a thread that has ended
-		}
-		ns, err := strconv.ParseInt(strings.Fields(string(data))[0], 10, 64)
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		sum += time.Duration(ns)
-	}
-	return sum
-}
