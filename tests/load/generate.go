@@ -60,6 +60,7 @@ func (r *runFlags) set() *flag.FlagSet {
 	f.IntVar(&c.Connections, "connections", 1, "`number` of connections")
 	f.IntVar(&c.Streams, "streams", 0, "concurrent requests on a connection, at most; a `number` (default 1, in an open loop 100)")
 	f.Float64Var(&c.Rate, "rate", 0, "of an open loop, requests a `second` over all connections")
+	f.IntVar(&c.Burst, "burst", 0, "of an open loop, `requests` that start together; the bursts are spaced evenly (default 1)")
 	f.DurationVar(&c.Duration, "duration", 0, "`time` for which requests are started (default 10s without --requests)")
 	f.IntVar(&c.Requests, "requests", 0, "`number` of requests after which to end")
 	f.StringVar(&c.Path, "path", "", "`path` of the requests (default /, for gRPC /load.Echo/Unary)")

@@ -141,6 +141,15 @@ func TestOpenLoopKeepsItsRate(t *testing.T) {
 	}
 }
 
+// Bursts keep the rate: the last of 500 requests is to start with the burst at 400 ms.
+func TestBurstsKeepTheRate(t *testing.T) {
+	addr := startBackend(t)
+	flags := strings.Fields("--mode open --rate 1000 --requests 500 --connections 4 --burst 100")
+	if res := load(t, exitOK, addr, flags...); res.Completed != 500 || res.Seconds < 0.4 {
+		t.Errorf("%d completed in %v s", res.Completed, res.Seconds)
+	}
+}
+
 // A target that stalls once makes those requests slow that were to start meanwhile, although they were not sent.
 func TestLatencyIsFromTheIntendedStart(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -188,6 +197,7 @@ func TestUsage(t *testing.T) {
 		{"run --target 127.0.0.1:1 x", `unexpected argument "x"`, exitUsage},
 		{"run --target 127.0.0.1:1 --protocol spdy", `"spdy" is not`, exitUsage},
 		{"run --target 127.0.0.1:1 --mode open", "rate 0", exitUsage},
+		{"run --target 127.0.0.1:1 --mode open --rate 5 --burst -1", "burst -1", exitUsage},
 		{"run --target 127.0.0.1:1 --rate 7", "--rate needs --mode open", exitUsage},
 		{"run --target 127.0.0.1:1 --protocol http1 --streams 2", "one request at a time", exitUsage},
 		{"run --target 127.0.0.1:1 -o xml", "table or json", exitUsage},

@@ -22,13 +22,16 @@ type kind struct {
 func kinds(r *rig) []kind {
 	grpc := drive.Config{Target: r.web, Protocol: drive.GRPC, Method: "POST", Trailer: "x-trailer", Streams: 100, Body: 100}
 	stream := grpc
-	grpc.Path, grpc.Connections, grpc.Churn = "/soak.Echo/Unary", 10, 2
+	grpc.Path, grpc.Connections, grpc.Churn = "/soak.Echo/Unary", 5, 2
 	stream.Path, stream.Connections, stream.Churn = "/stream/10/1000", 4, 0.5
-	h2 := drive.Config{Target: r.web, Protocol: drive.H2C, Method: "GET", Path: "/", Connections: 10, Streams: 100, Churn: 2}
+	h2 := drive.Config{Target: r.web, Protocol: drive.H2C, Method: "GET", Path: "/", Connections: 5, Streams: 100, Churn: 2}
 	upload := drive.Config{Target: r.web, Protocol: drive.H2C, Method: "POST", Path: "/upload", Body: 20_000, Connections: 4, Streams: 100, Churn: 1}
 	h1 := drive.Config{Target: r.old, Protocol: drive.HTTP1, Method: "GET", Path: "/bytes/500", Connections: 60, Streams: 1, Churn: 10}
 	return []kind{{"HTTP/2", 0.4, h2}, {"gRPC", 0.35, grpc}, {"HTTP/1.1", 0.2, h1}, {"uploads", 0.025, upload}, {"gRPC streams", 0.025, stream}}
 }
+
+// tick is how far bursts lie apart. A wake-up of four processes for each request would cost more than the requests do.
+const tick = 10 * time.Millisecond
 
 // load is all the traffic, and what has become of it until now.
 type load struct {
@@ -46,6 +49,7 @@ func (l *load) run(ctx context.Context, r *rig, d time.Duration, rate float64) {
 	for _, k := range kinds(r) {
 		cfg := k.cfg
 		cfg.Open, cfg.Rate, cfg.Duration, cfg.Timeout, cfg.Status, cfg.Unique = true, k.share*rate, d, limit, 200, true
+		cfg.Burst = int(cfg.Rate * tick.Seconds())
 		sent := cfg.Body
 		if cfg.Protocol == drive.GRPC {
 			sent += 5

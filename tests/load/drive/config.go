@@ -1,5 +1,5 @@
 // Package drive is the client that generates load on one thread: closed loop (so many requests at a time), or open loop
-// (requests at evenly spaced times, whatever became of those before).
+// (requests, or bursts of them, at evenly spaced times, whatever became of those before).
 package drive
 
 import (
@@ -27,6 +27,7 @@ type Config struct {
 	Connections int
 	Streams     int     // concurrent requests of a connection; 1 for HTTP1
 	Rate        float64 // requests a second over all connections
+	Burst       int     // of an open loop, requests that start together; 0 is 1
 	Duration    time.Duration
 	Requests    int // end after so many; 0 for no bound but Duration
 	Path        string
@@ -56,6 +57,8 @@ func (c *Config) Check() error {
 		return fmt.Errorf("%d streams: HTTP/1.1 has one request at a time on a connection", c.Streams)
 	case c.Open && !(c.Rate > 0 && c.Rate <= 1e6):
 		return fmt.Errorf("rate %v is not within 0 to 1000000", c.Rate)
+	case c.Burst < 0 || c.Burst > 1e5:
+		return fmt.Errorf("burst %d is not within 0 to 100000", c.Burst)
 	case c.Churn < 0 || c.Churn > 1e4:
 		return fmt.Errorf("churn %v is not within 0 to 10000", c.Churn)
 	case c.Duration <= 0 && c.Requests <= 0:

@@ -160,8 +160,9 @@ func (r *runner) begin() {
 // pace begins what is due.
 func (r *runner) pace() {
 	now := engine.Now()
+	burst := max(1, r.cfg.Burst)
 	for !r.stopped {
-		at := r.start + int64(float64(r.begun)*r.interval)
+		at := r.start + int64(float64(r.begun-r.begun%burst)*r.interval)
 		if at > now {
 			r.loop.Set(r.pacer, at)
 			break
