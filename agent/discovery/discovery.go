@@ -8,10 +8,13 @@ import (
 	"time"
 
 	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/mesh"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Options say whose snapshot it is.
@@ -34,7 +37,7 @@ func Build(o *manifest.Objects, opt Options) *node.Snapshot {
 	for _, v := range pods {
 		byNamespace[v.name.Namespace] = append(byNamespace[v.name.Namespace], v)
 		// A pod on the host's network shares its addresses: no address of it names a workload.
-		if !v.pod.Spec.HostNetwork && !ended(v.pod) {
+		if !v.pod.Spec.HostNetwork && !kube.Ended(v.pod) {
 			w := Workload(o, v.pod, opt.Node)
 			w.Addrs = v.addrs
 			s.Workloads = append(s.Workloads, w)
@@ -92,7 +95,7 @@ func addresses(name manifest.Name, p *corev1.Pod, opt Options) []netip.Addr {
 func Workload(o *manifest.Objects, p *corev1.Pod, thisNode string) mesh.Workload {
 	w := mesh.Workload{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name,
-		ServiceAccount: p.Spec.ServiceAccountName, Owner: owner(p), Node: p.Spec.NodeName,
+		ServiceAccount: p.Spec.ServiceAccountName, Owner: kube.Owner(p), Node: p.Spec.NodeName,
 	}
 	if w.UID == "" {
 		w.UID = p.Namespace + "/" + p.Name
@@ -103,59 +106,22 @@ func Workload(o *manifest.Objects, p *corev1.Pod, thisNode string) mesh.Workload
 	if w.Node == "" {
 		w.Node = thisNode
 	}
-	var ns corev1.Namespace
+	var ns metav1.Object
 	if n := o.Namespaces[p.Namespace]; n != nil {
-		ns = *n
+		ns = n
 	}
-	first := func(values ...string) string {
-		for _, v := range values {
-			if v != "" {
-				return v
-			}
-		}
-		return ""
-	}
-	enrol := first(p.Labels[manifest.LabelMesh], ns.Labels[manifest.LabelMesh])
-	w.Meshed = enrol == manifest.Enabled && !p.Spec.HostNetwork
-	var policy manifest.MeshPolicySpec
+	var policy *v1alpha1.MeshPolicySpec
 	if o.Policy != nil {
-		policy = o.Policy.Spec
+		policy = &o.Policy.Spec
 	}
-	w.Mode = mesh.Mode(first(p.Annotations[manifest.AnnotationMode], ns.Annotations[manifest.AnnotationMode],
-		policy.MTLS.Mode, string(mesh.Permissive)))
-	w.Down = mesh.Down(first(p.Annotations[manifest.AnnotationDown], ns.Annotations[manifest.AnnotationDown], policy.AgentDown))
-	if w.Down == "" {
-		w.Down = mesh.DownOpen
-		if w.Mode == mesh.Strict {
-			w.Down = mesh.DownClosed
-		}
-	}
+	set := kube.For(p, ns, policy)
+	w.Meshed, w.Mode, w.Down = set.Meshed && !p.Spec.HostNetwork, set.Mode, set.Down
 	return w
-}
-
-// owner is kind/name of what keeps the pod: a ReplicaSet that a Deployment made counts as the Deployment.
-func owner(p *corev1.Pod) string {
-	for _, ref := range p.OwnerReferences {
-		if ref.Controller == nil || !*ref.Controller {
-			continue
-		}
-		if hash := p.Labels["pod-template-hash"]; ref.Kind == "ReplicaSet" && hash != "" {
-			if name, ok := strings.CutSuffix(ref.Name, "-"+hash); ok {
-				return "deployment/" + name
-			}
-		}
-		return strings.ToLower(ref.Kind) + "/" + ref.Name
-	}
-	return ""
-}
-
-func ended(p *corev1.Pod) bool {
-	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
 // Ready reports whether p takes part in Services: it is not going away, and no Ready condition says otherwise.
 func Ready(p *corev1.Pod) bool {
-	if p.DeletionTimestamp != nil || ended(p) {
+	if p.DeletionTimestamp != nil || kube.Ended(p) {
 		return false
 	}
 	for _, c := range p.Status.Conditions {

@@ -3,9 +3,9 @@ package discovery
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/mesh"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,9 +24,9 @@ func service(name manifest.Name, svc *corev1.Service, pods []podView) mesh.Servi
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			continue
 		}
-		port := mesh.Port{Port: uint16(p.Port), Name: p.Name, Protocol: Protocol(p.AppProtocol, p.Name), Endpoints: []mesh.Endpoint{}}
+		port := mesh.Port{Port: uint16(p.Port), Name: p.Name, Protocol: kube.Protocol(p.AppProtocol, p.Name), Endpoints: []mesh.Endpoint{}}
 		for _, v := range pods {
-			if !selects(svc, v.pod) || !(Ready(v.pod) || svc.Spec.PublishNotReadyAddresses && !ended(v.pod)) {
+			if !selects(svc, v.pod) || !(Ready(v.pod) || svc.Spec.PublishNotReadyAddresses && !kube.Ended(v.pod)) {
 				continue
 			}
 			target, ok := targetPort(p, v.pod)
@@ -99,27 +99,4 @@ func targetPort(sp corev1.ServicePort, p *corev1.Pod) (uint16, bool) {
 		}
 	}
 	return 0, false
-}
-
-// protocols maps what a Service port may declare: appProtocol values (Kubernetes standard names without their prefix,
-// and IANA names), and name prefixes up to the first dash.
-var protocols = map[string]mesh.Protocol{
-	"http": mesh.HTTP1, "http1": mesh.HTTP1, "ws": mesh.HTTP1,
-	"http2": mesh.HTTP2, "h2c": mesh.HTTP2, "grpc": mesh.HTTP2,
-	"tcp": mesh.Opaque, "tls": mesh.Opaque, "https": mesh.Opaque, "wss": mesh.Opaque,
-}
-
-// Protocol is what a Service port declares: its appProtocol, else the prefix of its name, else mesh.Detect.
-func Protocol(appProtocol *string, name string) mesh.Protocol {
-	if appProtocol != nil && *appProtocol != "" {
-		if p, ok := protocols[strings.TrimPrefix(strings.ToLower(*appProtocol), "kubernetes.io/")]; ok {
-			return p
-		}
-		return mesh.Detect
-	}
-	prefix, _, _ := strings.Cut(name, "-")
-	if p, ok := protocols[prefix]; ok {
-		return p
-	}
-	return mesh.Detect
 }

@@ -13,6 +13,7 @@ import (
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/podapi"
 	"conduit.io/conduit/loader"
 
@@ -143,7 +144,7 @@ func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
 		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Pod with metadata.namespace %q and metadata.name %q to a YAML file in %s", a.Namespace, a.Pod, dir)),
 			"pod %s is unknown: no manifest in %s describes it", name, dir)
 	case !decided(objects, pod): // the namespace's label decides for a pod without one
-		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Namespace %q to a YAML file in %s, or label the pod %s=enabled or disabled", a.Namespace, dir, manifest.LabelMesh)),
+		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Namespace %q to a YAML file in %s, or label the pod %s=enabled or disabled", a.Namespace, dir, kube.LabelMesh)),
 			"namespace %q of pod %s is unknown: no manifest in %s describes it", a.Namespace, name, dir)
 	case !discovery.Local(pod, m.cfg.Node):
 		return nil, fail(podapi.CodeUnknownPod, "correct spec.nodeName, or start the agent with --node-name "+pod.Spec.NodeName,

@@ -16,6 +16,7 @@ import (
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/node"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/loader"
@@ -280,7 +281,7 @@ func (m *Manager) refresh() {
 // decided reports whether the manifests say if the pod is part of the mesh: its own label, or its Namespace, which only
 // "default" may lack.
 func decided(o *manifest.Objects, p *corev1.Pod) bool {
-	return p.Labels[manifest.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
+	return p.Labels[kube.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
 }
 
 // remember stores the workload with the attachment when it has changed.

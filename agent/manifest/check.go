@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/mesh"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,12 +53,12 @@ func (d *decoder) check(o *object, m *metav1.ObjectMeta, path string) {
 	}
 	d.labels(join(meta, "labels"), m.Labels)
 	if o.kind == "Pod" || o.kind == "Namespace" {
-		d.oneOf(join(join(meta, "labels"), LabelMesh), m.Labels, LabelMesh, Enabled, Disabled)
+		d.oneOf(join(join(meta, "labels"), kube.LabelMesh), m.Labels, kube.LabelMesh, kube.Enabled, kube.Disabled)
 		notes := join(meta, "annotations")
-		d.oneOf(join(notes, AnnotationMode), m.Annotations, AnnotationMode, string(mesh.Permissive), string(mesh.Strict))
-		d.oneOf(join(notes, AnnotationDown), m.Annotations, AnnotationDown, string(mesh.DownClosed), string(mesh.DownOpen))
-		d.unknownKeys(join(meta, "labels"), m.Labels, LabelMesh)
-		d.unknownKeys(notes, m.Annotations, AnnotationMode, AnnotationDown)
+		d.oneOf(join(notes, kube.AnnotationMode), m.Annotations, kube.AnnotationMode, string(mesh.Permissive), string(mesh.Strict))
+		d.oneOf(join(notes, kube.AnnotationDown), m.Annotations, kube.AnnotationDown, string(mesh.DownClosed), string(mesh.DownOpen))
+		d.unknownKeys(join(meta, "labels"), m.Labels, kube.LabelMesh)
+		d.unknownKeys(notes, m.Annotations, kube.AnnotationMode, kube.AnnotationDown)
 	}
 	spec := join(path, "spec")
 	switch body := o.body.(type) {
@@ -64,9 +66,9 @@ func (d *decoder) check(o *object, m *metav1.ObjectMeta, path string) {
 		d.pod(body, path)
 	case *corev1.Service:
 		d.service(body, spec)
-	case *MeshPolicy:
+	case *v1alpha1.MeshPolicy:
 		if m.Name != "default" {
-			d.at(join(meta, "name"), "the one MeshPolicy is called \"default\", not %q", m.Name)
+			d.at(join(meta, "name"), "the one MeshPolicy is called %q, not %q", v1alpha1.MeshPolicyName, m.Name)
 		}
 		d.word(join(join(spec, "mtls"), "mode"), body.Spec.MTLS.Mode, string(mesh.Permissive), string(mesh.Strict))
 		d.word(join(spec, "agentDown"), body.Spec.AgentDown, string(mesh.DownClosed), string(mesh.DownOpen))

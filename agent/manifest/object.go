@@ -5,44 +5,17 @@ package manifest
 import (
 	"fmt"
 
+	"conduit.io/conduit/api/v1alpha1"
+
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
-
-// The label and the annotations of Namespaces and Pods that Conduit reads.
-const (
-	LabelMesh      = "conduit.io/mesh"       // enabled or disabled; a Pod's wins over its Namespace's
-	AnnotationMode = "conduit.io/mtls-mode"  // PERMISSIVE or STRICT
-	AnnotationDown = "conduit.io/agent-down" // Closed or Open
-
-	Enabled  = "enabled"
-	Disabled = "disabled"
-)
-
-// MeshPolicy is the cluster-wide default, conduit.io/v1alpha1. There is one, and its name is "default".
-type MeshPolicy struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-	Spec              MeshPolicySpec `json:"spec"`
-}
-
-// MeshPolicySpec are the defaults; empty fields leave Conduit's own.
-type MeshPolicySpec struct {
-	MTLS      MTLS   `json:"mtls"`
-	AgentDown string `json:"agentDown"` // Closed or Open; empty: Closed when STRICT, Open when PERMISSIVE
-}
-
-// MTLS says what inbound connections must be.
-type MTLS struct {
-	Mode string `json:"mode"` // PERMISSIVE (default) or STRICT
-}
 
 // Objects is everything that the manifests say. It is immutable.
 type Objects struct {
 	Namespaces map[string]*corev1.Namespace // by name
 	Pods       map[Name]*corev1.Pod
 	Services   map[Name]*corev1.Service
-	Policy     *MeshPolicy // nil: none
+	Policy     *v1alpha1.MeshPolicy // nil: none
 }
 
 // Name names a namespaced object.
@@ -110,7 +83,7 @@ func collectObjects(all []*object) *Objects {
 			out.Pods[o.name] = body
 		case *corev1.Service:
 			out.Services[o.name] = body
-		case *MeshPolicy:
+		case *v1alpha1.MeshPolicy:
 			out.Policy = body
 		}
 	}

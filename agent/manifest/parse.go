@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"conduit.io/conduit/api/v1alpha1"
+
 	"go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -108,7 +110,7 @@ func (d *decoder) document(n *yaml.Node, path string) []*object {
 		o := &corev1.Service{}
 		body, meta = o, &o.ObjectMeta
 	case "conduit.io/v1alpha1 MeshPolicy":
-		o := &MeshPolicy{}
+		o := &v1alpha1.MeshPolicy{}
 		body, meta = o, &o.ObjectMeta
 	default:
 		if foreign(version, kind) {

@@ -1,0 +1,116 @@
+// Package kube says what Conduit reads and writes in the objects of Kubernetes itself, so that the control plane and the
+// agents cannot disagree about it. It does no I/O.
+package kube
+
+import (
+	"strings"
+
+	"conduit.io/conduit/api/v1alpha1"
+	"conduit.io/conduit/mesh"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The label and the annotations of Namespaces and Pods that Conduit reads.
+const (
+	LabelMesh      = "conduit.io/mesh"       // enabled or disabled; a Pod's wins over its Namespace's
+	AnnotationMode = "conduit.io/mtls-mode"  // PERMISSIVE or STRICT
+	AnnotationDown = "conduit.io/agent-down" // Closed or Open
+
+	Enabled  = "enabled"
+	Disabled = "disabled"
+)
+
+// What Conduit writes.
+const (
+	ConditionEnrolled = "conduit.io/Enrolled"        // of Pods: what the kernel was seen to do with its sockets
+	TaintNotReady     = "conduit.io/agent-not-ready" // of Nodes, NoSchedule: no agent has wired the node yet
+)
+
+// Settings is what objects say of a pod, with all defaults applied.
+type Settings struct {
+	Meshed bool // wants enrolment
+	Mode   mesh.Mode
+	Down   mesh.Down
+}
+
+// For is what the labels and annotations of a pod and of its namespace, and the MeshPolicy, say, in this order of
+// precedence. A namespace or policy that is not known is nil. A pod on the host's network is never meshed, whatever
+// its labels say: the caller adds that. A value that is none of those allowed is handed through as it is.
+func For(pod, namespace metav1.Object, policy *v1alpha1.MeshPolicySpec) Settings {
+	var nsLabels, nsNotes map[string]string
+	if namespace != nil {
+		nsLabels, nsNotes = namespace.GetLabels(), namespace.GetAnnotations()
+	}
+	var defaults v1alpha1.MeshPolicySpec
+	if policy != nil {
+		defaults = *policy
+	}
+	labels, notes := pod.GetLabels(), pod.GetAnnotations()
+	s := Settings{
+		Meshed: first(labels[LabelMesh], nsLabels[LabelMesh]) == Enabled,
+		Mode:   mesh.Mode(first(notes[AnnotationMode], nsNotes[AnnotationMode], defaults.MTLS.Mode, string(mesh.Permissive))),
+		Down:   mesh.Down(first(notes[AnnotationDown], nsNotes[AnnotationDown], defaults.AgentDown)),
+	}
+	if s.Down == "" {
+		s.Down = mesh.DownOpen
+		if s.Mode == mesh.Strict {
+			s.Down = mesh.DownClosed
+		}
+	}
+	return s
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// Owner is kind/name of what keeps the pod: a ReplicaSet that a Deployment made counts as the Deployment. Empty: nobody.
+func Owner(pod metav1.Object) string {
+	for _, ref := range pod.GetOwnerReferences() {
+		if ref.Controller == nil || !*ref.Controller {
+			continue
+		}
+		if hash := pod.GetLabels()["pod-template-hash"]; ref.Kind == "ReplicaSet" && hash != "" {
+			if name, ok := strings.CutSuffix(ref.Name, "-"+hash); ok {
+				return "deployment/" + name
+			}
+		}
+		return strings.ToLower(ref.Kind) + "/" + ref.Name
+	}
+	return ""
+}
+
+// Ended reports whether p has run to its end: its addresses are no longer its own.
+func Ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// protocols maps what a Service port may declare: appProtocol values (Kubernetes standard names without their prefix,
+// and IANA names), and name prefixes up to the first dash.
+var protocols = map[string]mesh.Protocol{
+	"http": mesh.HTTP1, "http1": mesh.HTTP1, "ws": mesh.HTTP1,
+	"http2": mesh.HTTP2, "h2c": mesh.HTTP2, "grpc": mesh.HTTP2,
+	"tcp": mesh.Opaque, "tls": mesh.Opaque, "https": mesh.Opaque, "wss": mesh.Opaque,
+}
+
+// Protocol is what a Service port declares: its appProtocol, else the prefix of its name, else mesh.Detect.
+func Protocol(appProtocol *string, name string) mesh.Protocol {
+	if appProtocol != nil && *appProtocol != "" {
+		if p, ok := protocols[strings.TrimPrefix(strings.ToLower(*appProtocol), "kubernetes.io/")]; ok {
+			return p
+		}
+		return mesh.Detect
+	}
+	prefix, _, _ := strings.Cut(name, "-")
+	if p, ok := protocols[prefix]; ok {
+		return p
+	}
+	return mesh.Detect
+}

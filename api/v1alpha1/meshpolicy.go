@@ -1,0 +1,32 @@
+// Package v1alpha1 has the Go types of Conduit's own kinds of Kubernetes objects, conduit.io/v1alpha1. Their schemas are
+// in deploy/crds. Values read from a cache are shared: do not change them.
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// Group and Version of everything in this package.
+const (
+	Group   = "conduit.io"
+	Version = "v1alpha1"
+)
+
+// MeshPolicyName is the name of the only MeshPolicy there is.
+const MeshPolicyName = "default"
+
+// MeshPolicy is the cluster-wide default. It is cluster-scoped, there is one, and its name is MeshPolicyName.
+type MeshPolicy struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              MeshPolicySpec `json:"spec"`
+}
+
+// MeshPolicySpec are the defaults; empty fields leave Conduit's own.
+type MeshPolicySpec struct {
+	MTLS      MTLS   `json:"mtls"`
+	AgentDown string `json:"agentDown"` // Closed or Open; empty: Closed when STRICT, Open when PERMISSIVE
+}
+
+// MTLS says what inbound connections must be.
+type MTLS struct {
+	Mode string `json:"mode"` // PERMISSIVE (default) or STRICT
+}
