@@ -220,17 +220,15 @@ func (cl *Client) ended(s *exchange.Stream) {
 }
 
 func (cl *Client) chunks(p []byte) int {
-	n, data, done, err := cl.chunk.gather(p)
+	n, data, done, err := cl.chunk.next(p)
+	if err != nil {
+		cl.fail(mesh.ReasonUpstreamProto)
+		return len(p)
+	}
 	if len(data) > 0 {
 		cl.s.Data(exchange.Up, data, false)
 	}
-	switch {
-	case cl.s == nil: // the stream has ended in it
-		return n
-	case err != nil:
-		cl.fail(mesh.ReasonUpstreamProto)
-		return len(p)
-	case !done:
+	if !done || cl.s == nil {
 		return n
 	}
 	f, err := cl.chunk.fields(cl.o.Pool, cl.o.Internal)

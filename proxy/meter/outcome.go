@@ -12,8 +12,7 @@ var reasons = [...]mesh.Reason{
 	mesh.ReasonNone, mesh.ReasonNoEndpoints, mesh.ReasonConnect, mesh.ReasonConnectTimeout, mesh.ReasonTLS,
 	mesh.ReasonPeerIdentity, mesh.ReasonPlaintext, mesh.ReasonUpstreamReset, mesh.ReasonUpstreamProto,
 	mesh.ReasonDownstreamReset, mesh.ReasonBadRequest, mesh.ReasonTooLarge, mesh.ReasonOverload, mesh.ReasonDraining,
-	mesh.ReasonNotMeshTarget, mesh.ReasonNoCertificate, mesh.ReasonTimeout, mesh.ReasonUnresolved,
-	other,
+	mesh.ReasonNotMeshTarget, mesh.ReasonNoCertificate, mesh.ReasonTimeout, other,
 }
 
 func reasonIndex(r mesh.Reason) int {

@@ -125,8 +125,9 @@ func (b *backend) serve1(c net.Conn) {
 		method, _, _ := strings.Cut(m.line, " ")
 		x := b.find(m)
 		if x == nil {
-			io.WriteString(c, "HTTP/1.1 599 Unknown\r\nContent-Length: 0\r\n\r\n")
-			continue
+			io.WriteString(c, "HTTP/1.1 599 Unknown\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			linger(c)
+			return
 		}
 		if minor > 0 && m.get("expect") != "" && len(x.res.interims) > 0 {
 			early := response{interims: x.res.interims}
@@ -142,7 +143,8 @@ func (b *backend) serve1(c net.Conn) {
 				return
 			}
 		}
-		keep := minor > 0 || slices.Contains(named(fs), "keep-alive")
+		options := named(fs)
+		keep := !slices.Contains(options, "close") && (minor > 0 || slices.Contains(options, "keep-alive"))
 		again, err := x.res.write1(c, method, keep, minor)
 		if x.res.early {
 			x.seen <- m

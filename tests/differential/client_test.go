@@ -107,7 +107,13 @@ func play1(c net.Conn, xs []exchange) ([]outcome, error) {
 		if !x.req.wait {
 			answered <- struct{}{}
 		}
-		if x.res.early || m.end != whole || slices.Contains(named(m.fields), "close") {
+		if x.res.early || m.end != whole {
+			break
+		}
+		if slices.Contains(named(m.fields), "close") {
+			if rest, err := r.ReadByte(); err != io.EOF {
+				return out, fmt.Errorf("a connection that was to be closed goes on: %q, %v", rest, err)
+			}
 			break
 		}
 	}

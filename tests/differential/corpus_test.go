@@ -161,6 +161,9 @@ func newRequest(d dice) request {
 		r.wait = true
 	}
 	r.lone = often(d, 1, 2)
+	if often(d, 1, 15) {
+		r.fields = append(r.fields, field{"Connection", one(d, []string{"close", "Close", "x, close"})})
+	}
 	if often(d, 1, 12) {
 		r.minor = 0
 		r.lone = true
@@ -178,7 +181,7 @@ func newRequest(d dice) request {
 	return r
 }
 
-var statuses = []int{200, 200, 200, 200, 201, 202, 203, 204, 206, 207, 299, 300, 301, 302, 304, 307, 400, 401, 403, 404, 405, 407, 408,
+var statuses = []int{200, 200, 200, 200, 201, 202, 203, 204, 205, 206, 207, 299, 300, 301, 302, 304, 307, 400, 401, 403, 404, 405, 407, 408,
 	409, 412, 413, 416, 418, 421, 429, 431, 451, 500, 501, 502, 503, 504, 505, 511, 599, 600, 999}
 
 // newResponse makes a response to r.
@@ -191,6 +194,7 @@ func newResponse(d dice, r *request) response {
 	if res.framing == chunked {
 		res.trailers = trailers(d)
 	}
+	res.old = res.framing != chunked && often(d, 1, 10)
 	if res.status == 204 { // it has no body to delimit
 		res.framing = none
 	}

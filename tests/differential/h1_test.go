@@ -80,7 +80,11 @@ func (r *response) write1(w io.Writer, method string, keep bool, minor int) (aga
 			b.WriteString("\r\n")
 		}
 	}
-	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\n", r.status, r.phrase)
+	version := "1.1"
+	if r.old {
+		version = "1.0"
+	}
+	fmt.Fprintf(&b, "HTTP/%s %d %s\r\n", version, r.status, r.phrase)
 	writeFields(&b, r.fields)
 	f := r.framing
 	if f == chunked && minor == 0 {
@@ -88,8 +92,11 @@ func (r *response) write1(w io.Writer, method string, keep bool, minor int) (aga
 	}
 	writeFraming(&b, f, len(r.body))
 	again = keep && f != untilClose && !r.early && r.truncate == 0
-	if !again {
+	switch {
+	case !again:
 		b.WriteString("Connection: close\r\n")
+	case r.old:
+		b.WriteString("Connection: keep-alive\r\n")
 	}
 	b.WriteString("\r\n")
 	switch {
@@ -217,7 +224,7 @@ func readResponse(r *bufio.Reader, method string) (*message, error) {
 			return nil, err
 		}
 		version, rest, _ := strings.Cut(line, " ")
-		if version != "HTTP/1.1" || len(rest) < 4 || rest[3] != ' ' {
+		if version != "HTTP/1.1" && version != "HTTP/1.0" || len(rest) < 4 || rest[3] != ' ' {
 			return nil, fmt.Errorf("%w: status line %q", errSyntax, line)
 		}
 		status := rest[:3]

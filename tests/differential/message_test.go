@@ -48,6 +48,7 @@ type response struct {
 	body     []byte
 	cuts     []int
 	trailers []field
+	old      bool // HTTP/1.0
 	early    bool // sent before the body of the request has been read, and nothing is read of it
 	truncate int  // > 0: the response ends, incomplete, after one byte less of the body
 }
