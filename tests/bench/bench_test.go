@@ -51,14 +51,35 @@ func benchmark(t *testing.T, args ...string) (stdout string, r *report.Run) {
 	if code := run(t.Context(), append([]string{"--bin", bin, "--out", out, "--realtime=false"}, args...), &o, &e); code != exitOK {
 		t.Fatalf("exit status %d\n%s\n%s", code, &o, &e)
 	}
-	files, err := filepath.Glob(filepath.Join(out, "*.json"))
+	return o.String(), written(t, out)
+}
+
+// written is the one report in a directory.
+func written(t *testing.T, dir string) *report.Run {
+	t.Helper()
+	r, err := report.Read(only(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// only is the path of the one report in a directory.
+func only(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil || len(files) != 1 {
 		t.Fatalf("reports %v, %v", files, err)
 	}
-	if r, err = report.Read(files[0]); err != nil {
-		t.Fatal(err)
+	return files[0]
+}
+
+// With too little time for a second round there is none.
+func TestWithin(t *testing.T) {
+	_, r := benchmark(t, "--within", "1ms", "--rounds", "1000", "--sample", "50ms", "--no-memory", "--peers", "conduit", "--workloads", "h2-c10-m10")
+	if r.Settings.Rounds != 1 || len(r.Samples) != 1 {
+		t.Errorf("%d rounds, %d samples", r.Settings.Rounds, len(r.Samples))
 	}
-	return o.String(), r
 }
 
 // Every workload works with Conduit and the controls, and every sample has what its kind is about.
@@ -130,12 +151,18 @@ func TestEveryPeerForwards(t *testing.T) {
 	}
 }
 
+// What was measured until then is kept, less the round that had just begun.
 func TestInterruptedBenchmarkEndsItsProcesses(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var stdout bytes.Buffer
-	progress := &watched{until: "warming up", then: cancel}
-	if code := run(ctx, []string{"--bin", bin, "--out", t.TempDir(), "--realtime=false", "--peers", "conduit"}, &stdout, progress); code != exitError {
+	out := t.TempDir()
+	progress := &watched{until: "round 2", then: cancel} // with the first of the two samples
+	args := []string{"--bin", bin, "--out", out, "--realtime=false", "--peers", "conduit", "--workloads", "h2-c10-m10,h1-c50", "--no-memory", "--rounds", "1000", "--sample", "50ms"}
+	if code := run(ctx, args, &stdout, progress); code != exitError {
 		t.Errorf("exit status %d", code)
+	}
+	if r := written(t, out); r.Settings.Rounds != 1 || len(r.Samples) != 2 || !strings.Contains(stdout.String(), "h1-c50") {
+		t.Errorf("%d rounds, %d samples, %s", r.Settings.Rounds, len(r.Samples), &stdout)
 	}
 	if !strings.Contains(progress.said.String(), "interrupted") {
 		t.Errorf("it says %s", &progress.said)

@@ -27,7 +27,10 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		if err != nil {
 			return err
 		}
-		return show(o, r, stdout)
+		if err := show(r, stdout); err != nil || o.docs == "" {
+			return err
+		}
+		return r.Publish(o.docs)
 	}
 	switch {
 	case o.memory:
@@ -102,25 +105,47 @@ func measure(ctx context.Context, o *options, stdout, stderr io.Writer) error {
 	}
 	defer b.rig.Close()
 	r := begin(o, b.rig)
-	c := &campaign.Campaign{Plan: o.plan, Starter: b.starter, Tools: b.tools, Progress: stderr}
-	if err := c.Run(ctx, r); err != nil {
+	err = everything(ctx, b, o, r, stderr)
+	r.Settings.Full = r.Settings.Full && r.Settings.Rounds > 0
+	// What was measured before an error, or before somebody had enough, is worth keeping.
+	if late := finish(o, r, stdout, stderr); late != nil {
+		return late
+	}
+	return err
+}
+
+// everything measures the memory first, so that an end before time costs nothing but rounds, of which there are several.
+func everything(ctx context.Context, b *bench, o *options, r *report.Run, progress io.Writer) error {
+	c := &campaign.Campaign{Plan: o.plan, Starter: b.starter, Tools: b.tools, Progress: progress}
+	if err := c.Start(ctx, r); err != nil {
 		return err
 	}
 	if !o.noMemory {
-		if err := fullMemory(ctx, b, o, r, stderr); err != nil {
+		if err := fullMemory(ctx, b, o, r, progress); err != nil {
 			return err
 		}
 	}
-	return finish(o, r, stdout, stderr)
+	return c.Run(ctx)
 }
 
-// finish writes the report and shows it.
+// finish writes the report, publishes it if that is wanted and it is good enough, and shows it: last, because whom it is
+// shown to may be gone.
 func finish(o *options, r *report.Run, stdout, stderr io.Writer) error {
 	r.Derive()
 	if err := save(o, r, stderr); err != nil {
 		return err
 	}
-	return show(o, r, stdout)
+	switch {
+	case o.docs == "":
+	case !r.Settings.Full || r.Settings.Rounds < fewest:
+		fmt.Fprintf(stderr, "not published: that takes all peers and workloads, the memory, and %d rounds; --from FILE --docs %s does it nonetheless\n", fewest, o.docs)
+	default:
+		if err := r.Publish(o.docs); err != nil {
+			return err
+		}
+		fmt.Fprintln(stderr, "published:", filepath.Join(o.docs, "benchmarks.md"))
+	}
+	return show(r, stdout)
 }
 
 // save writes the report to the directory for reports.
@@ -141,7 +166,7 @@ func begin(o *options, g *rig.Rig) *report.Run {
 	return &report.Run{
 		Schema: report.Schema, Started: time.Now().UTC().Truncate(time.Second), Commit: head(), Machine: rig.Describe(g.Cores),
 		Settings: report.Settings{
-			Rounds: o.plan.Rounds, SampleSeconds: o.plan.Sample.Seconds(), LatencySeconds: o.plan.Latency.Seconds(), Full: o.full, RealTime: g.RealTime,
+			SampleSeconds: o.plan.Sample.Seconds(), LatencySeconds: o.plan.Latency.Seconds(), Full: o.full, RealTime: g.RealTime,
 		},
 	}
 }
@@ -155,15 +180,12 @@ func head() string {
 	return strings.TrimSpace(string(out))
 }
 
-// show prints the tables, and publishes a full run when that is wanted.
-func show(o *options, r *report.Run, stdout io.Writer) error {
+// show prints the tables.
+func show(r *report.Run, stdout io.Writer) error {
 	for _, t := range r.Tables() {
 		if err := t.Text(stdout); err != nil {
 			return err
 		}
 	}
-	if o.docs == "" || !r.Settings.Full {
-		return nil
-	}
-	return r.Publish(o.docs)
+	return nil
 }

@@ -30,14 +30,17 @@ type options struct {
 	works    string
 }
 
-// fewest rounds that the method calls for.
-const fewest = 10
+const (
+	usual  = 10 // rounds
+	fewest = 5  // rounds that are published: the interval of a median of fewer says nothing
+)
 
 func parse(args []string, stdout io.Writer) (*options, error) {
 	o := &options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	f.IntVar(&o.plan.Rounds, "rounds", fewest, "`number` of rounds")
+	f.IntVar(&o.plan.Rounds, "rounds", usual, "`number` of rounds")
+	within := f.Duration("within", 0, "`time` in which to end: no round begins that would take longer (default: as long as it takes)")
 	f.DurationVar(&o.plan.Sample, "sample", time.Second, "`time` that a sample of a closed loop takes, about")
 	f.DurationVar(&o.plan.Latency, "latency", 5*time.Second, "`time` that a sample of an open loop takes")
 	f.StringVar(&o.works, "workloads", "", "`names` of the workloads, separated by commas (default all)")
@@ -46,7 +49,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.BoolVar(&o.memory, "memory-only", false, "only Conduit's memory, against its ceilings; exit status 1 when one is exceeded by more than 25 %")
 	f.BoolVar(&o.noMemory, "no-memory", false, "leave the memory out")
 	f.BoolVar(&o.realTime, "realtime", true, "schedule what is measured before everything else on the machine, where that is permitted")
-	f.StringVar(&o.docs, "docs", "", "`directory` of the documentation, in which to publish a full run")
+	f.StringVar(&o.docs, "docs", "", "`directory` of the documentation, in which to publish a full run, or what --from reads")
 	f.StringVar(&o.against, "against", "", "compare Conduit's CPU with that of another `commit`; exit status 1 when it is more than 10 % higher")
 	f.StringVar(&o.from, "from", "", "measure nothing: report from this JSON `file`")
 	f.StringVar(&o.bin, "bin", "bin", "`directory` of the binaries")
@@ -62,6 +65,9 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	}
 	if err := o.resolve(); err != nil {
 		return nil, usageError{err}
+	}
+	if *within > 0 {
+		o.plan.Until = time.Now().Add(*within)
 	}
 	return o, nil
 }
@@ -82,7 +88,7 @@ func help(f *flag.FlagSet, w io.Writer) {
 var quickPeers = "direct,l4,conduit,conduit-mesh,haproxy,nghttpx"
 
 func (o *options) resolve() error {
-	o.full = o.works == "" && o.peers == "" && !o.quick && o.plan.Rounds >= fewest
+	o.full = o.works == "" && o.peers == "" && !o.quick && !o.noMemory
 	if o.quick {
 		o.plan.Rounds, o.plan.Sample, o.plan.Latency, o.noMemory = 3, o.plan.Sample/2, o.plan.Latency/2, true
 		if o.peers == "" {

@@ -22,6 +22,9 @@ const (
 type usageError struct{ error }
 
 func main() {
+	// Whoever reads what we print may end before us, as tee does at Ctrl-C: that must not be our end. Not ignored, because
+	// children would inherit it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))

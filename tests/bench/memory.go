@@ -15,24 +15,31 @@ import (
 
 const (
 	settle   = 25 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
-	loadTime = 25 * time.Second
+	loadTime = 12 * time.Second
+	growth   = time.Minute // all the connections take to be made, about
 )
 
 // counts of idle connections.
 var counts = []int{0, 100, 1000, 10000}
 
-// fullMemory measures every peer: idle connections of each kind, and load.
+// fullMemory measures every peer: idle connections of each kind, all side by side, and load.
 func fullMemory(ctx context.Context, b *bench, o *options, r *report.Run, progress io.Writer) error {
 	m := &memory.Meter{Starter: b.starter, Tools: b.tools, Settle: settle, Progress: progress}
+	var stations []*memory.Station
 	for _, k := range memory.Kinds {
-		if err := m.Idle(ctx, r, memory.Stations(k, o.plan.Peers, counts...), nil); err != nil {
-			return err
-		}
+		stations = append(stations, memory.Stations(k, o.plan.Peers, counts...)...)
 	}
-	for _, d := range o.plan.Peers {
-		if d.Control() || !d.Serves(peers.H2) {
-			continue
-		}
+	loaded := slices.DeleteFunc(slices.Clone(o.plan.Peers), func(d *peers.Def) bool { return d.Control() || !d.Serves(peers.H2) })
+	tell := func(left time.Duration) {
+		fmt.Fprintf(progress, "memory: %v left, and %v for the rounds\n", left, o.plan.Estimate())
+	}
+	loads := func(n int) time.Duration { return time.Duration(n) * loadTime }
+	tell(loads(len(loaded)) + time.Duration(len(counts))*settle + growth)
+	if err := m.Idle(ctx, r, stations, nil); err != nil {
+		return err
+	}
+	for i, d := range loaded {
+		tell(loads(len(loaded) - i))
 		if err := m.Load(ctx, r, d, loadTime); err != nil {
 			return err
 		}
@@ -70,10 +77,8 @@ func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error
 		return err
 	}
 	r.Derive()
-	for _, t := range r.Tables() {
-		if err := t.Text(stdout); err != nil {
-			return err
-		}
+	if err := show(r, stdout); err != nil {
+		return err
 	}
 	return judge(r)
 }

@@ -40,7 +40,10 @@ func regression(ctx context.Context, o *options, stdout, stderr io.Writer) error
 	plan.Peers = append(plan.Peers, peers.Base(commit)...)
 	r := begin(o, b.rig)
 	c := &campaign.Campaign{Plan: plan, Starter: b.starter, Tools: b.tools, Progress: stderr}
-	if err := c.Run(ctx, r); err != nil {
+	if err := c.Start(ctx, r); err != nil {
+		return err
+	}
+	if err := c.Run(ctx); err != nil {
 		return err
 	}
 	if err := save(o, r, stderr); err != nil {

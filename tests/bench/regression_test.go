@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -43,6 +46,29 @@ func TestCompare(t *testing.T) {
 	}
 	if err := compare(r, "abc", &bytes.Buffer{}); err == nil {
 		t.Error("nothing was measured, and that is fine")
+	}
+}
+
+// Another commit's proxy is built beside ours, and its worktree is gone afterwards.
+func TestBuildBase(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the proxy")
+	}
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	if err := os.Mkdir(filepath.Join(dir, "bench"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	commit, err := buildBase(t.Context(), &options{bin: dir, against: "HEAD"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(filepath.Join(dir, "bench", "base-proxy"), "--version").Output(); err != nil || !strings.Contains(string(out), "conduit-proxy") {
+		t.Errorf("the base says %q, %v", out, err)
+	}
+	trees, err := exec.Command("git", "worktree", "list").Output()
+	if err != nil || strings.Contains(string(trees), dir) || commit == "" {
+		t.Errorf("commit %q, worktrees, %v:\n%s", commit, err, trees)
 	}
 }
 

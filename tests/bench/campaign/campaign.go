@@ -16,7 +16,8 @@ import (
 
 // Plan is what to measure.
 type Plan struct {
-	Rounds    int
+	Rounds    int           // at most
+	Until     time.Time     // when to end; no round begins that would last longer than that. Zero for never
 	Sample    time.Duration // of a closed loop, about, and of a bulk transfer
 	Latency   time.Duration // of an open loop
 	Peers     []*peers.Def
@@ -35,6 +36,7 @@ type Campaign struct {
 	run     *report.Run
 	done    int
 	begun   time.Time
+	longest time.Duration // of a round
 }
 
 // cell is a workload with a peer.
@@ -45,35 +47,55 @@ type cell struct {
 	hopeless string // it does not work at all; why
 }
 
-// Run measures, and appends what it finds to run. The peers are left running: their Stop is the rig's to call. An
-// error ends the measurement; a peer that fails does not, its samples say so.
-func (c *Campaign) Run(ctx context.Context, run *report.Run) error {
-	c.run = run
-	for _, w := range c.Workloads {
-		run.Workloads = append(run.Workloads, report.Workload{Name: w.Name, Title: w.Title, Kind: string(w.Kind), Generator: c.Tools.Generator(w)})
-	}
-	if err := c.start(ctx); err != nil {
-		return err
-	}
+// Run measures, and appends what it finds to the run that Start was given: whole rounds, whose number is in its settings. An
+// error ends the measurement, and leaves the rounds that were whole by then; a peer that fails does not, its samples say so.
+func (c *Campaign) Run(ctx context.Context) error {
+	run := c.run
 	if err := c.calibrate(ctx); err != nil {
 		return err
 	}
 	c.begun = time.Now()
 	for round := range c.Rounds {
-		for _, w := range c.Workloads {
-			row := c.row(w)
-			for i := range row {
-				if err := c.sample(ctx, row[(i+round)%len(row)], round); err != nil {
-					return err
-				}
+		if !c.fits() {
+			fmt.Fprintf(c.Progress, "no time is left for round %d\n", round+1)
+			return nil
+		}
+		whole, began := len(run.Samples), time.Now()
+		if err := c.round(ctx, round); err != nil {
+			run.Samples = run.Samples[:whole]
+			return err
+		}
+		run.Settings.Rounds = round + 1
+		c.longest = max(c.longest, time.Since(began))
+	}
+	return nil
+}
+
+// fits reports whether one more round ends in time. The first always does: without it, all was in vain.
+func (c *Campaign) fits() bool {
+	return c.longest == 0 || c.Until.IsZero() || time.Now().Add(c.longest).Before(c.Until)
+}
+
+// round runs every workload against every peer. Where it begins rotates.
+func (c *Campaign) round(ctx context.Context, round int) error {
+	for _, w := range c.Workloads {
+		row := c.row(w)
+		for i := range row {
+			if err := c.sample(ctx, row[(i+round)%len(row)], round); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// start starts the peers that are there.
-func (c *Campaign) start(ctx context.Context) error {
+// Start starts the peers that are there, and notes in run which and why not the others. They are left running: their Stop
+// is the rig's to call.
+func (c *Campaign) Start(ctx context.Context, run *report.Run) error {
+	c.run = run
+	for _, w := range c.Workloads {
+		run.Workloads = append(run.Workloads, report.Workload{Name: w.Name, Title: w.Title, Kind: string(w.Kind), Generator: c.Tools.Generator(w)})
+	}
 	lanes := workload.Lanes(c.Workloads)
 	for _, d := range c.Peers {
 		if !d.ServesAny(lanes) {
@@ -95,7 +117,7 @@ func (c *Campaign) start(ctx context.Context) error {
 			info.Skipped = err.Error()
 			fmt.Fprintf(c.Progress, "%s is left out: %v\n", d.Name, err)
 		}
-		c.run.Peers = append(c.run.Peers, info)
+		run.Peers = append(run.Peers, info)
 	}
 	for _, w := range c.Workloads {
 		for _, p := range c.started {
@@ -127,7 +149,8 @@ const (
 // calibrate warms every cell up, and finds its size.
 func (c *Campaign) calibrate(ctx context.Context) error {
 	for i, x := range c.cells {
-		fmt.Fprintf(c.Progress, "warming up %d/%d: %s, %s\n", i+1, len(c.cells), x.w.Name, x.p.Name)
+		left := c.within(c.estimate(len(c.cells)-i, c.Rounds))
+		fmt.Fprintf(c.Progress, "warming up %d/%d: %s, %s, %s left\n", i+1, len(c.cells), x.w.Name, x.p.Name, left)
 		if err := c.fit(ctx, x); ctx.Err() != nil {
 			return ctx.Err()
 		} else if err != nil {

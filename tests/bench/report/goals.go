@@ -25,7 +25,7 @@ const (
 )
 
 const (
-	times = "%.2f×"
+	times = "%.3g×"
 	micro = "%.0f µs"
 	kib   = "%.1f KB"
 )

@@ -34,11 +34,11 @@ type Run struct {
 
 // Settings are how much was measured.
 type Settings struct {
-	Rounds         int     `json:"rounds"`
+	Rounds         int     `json:"rounds"`    // that were whole
 	SampleSeconds  float64 `json:"sample_s"`  // of a closed loop, about; of a bulk transfer
 	LatencySeconds float64 `json:"latency_s"` // of an open loop
 	RealTime       bool    `json:"realtime"`  // proxies, generator and backend went before everything else on the machine
-	Full           bool    `json:"full"`      // every peer and workload, and as many rounds as the method wants
+	Full           bool    `json:"full"`      // every peer and workload, and the memory
 }
 
 // Peer is what was measured.

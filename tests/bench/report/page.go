@@ -23,7 +23,7 @@ const settleSeconds = 25
 // page is what the template gets.
 type page struct {
 	*Run
-	Hours    string
+	Took     string // how long it did
 	Settle   int
 	Versions string
 	Pictures []string
@@ -37,7 +37,7 @@ func (r *Run) Page() ([]byte, error) {
 		t.Markdown(&tables)
 	}
 	p := page{
-		Run: r, Hours: fmt.Sprintf("%.1f", r.Seconds/3600), Settle: settleSeconds, Versions: r.versions(),
+		Run: r, Took: took(r.Seconds), Settle: settleSeconds, Versions: r.versions(),
 		Pictures: slices.Sorted(maps.Keys(r.Plots())), Tables: tables.String(),
 	}
 	var out bytes.Buffer
@@ -45,6 +45,24 @@ func (r *Run) Page() ([]byte, error) {
 		return nil, fmt.Errorf("write the page: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+func took(seconds float64) string {
+	if seconds < 5400 {
+		return fmt.Sprintf("%.0f minutes", seconds/60)
+	}
+	return fmt.Sprintf("%.1f hours", seconds/3600)
+}
+
+// Count is how many goals have that verdict.
+func (r *Run) Count(verdict string) int {
+	n := 0
+	for _, g := range r.Goals {
+		if g.Verdict == verdict {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *Run) versions() string {

@@ -189,6 +189,11 @@ func (r *Run) leftOut() Table {
 			}
 		}
 	}
+	for i := range r.Memory {
+		if m := &r.Memory[i]; m.Error != "" {
+			t.Rows = append(t.Rows, []string{fmt.Sprintf("memory of %s, %v", m.Peer, state{m.State, m.Connections, m.Rate}), oneLine(m.Error)})
+		}
+	}
 	return t
 }
 
