@@ -92,7 +92,7 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	keeper := identity.NewKeeper(ca, nil)
 	return serve(ctx, c, log, enrol.Config{
 		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Manifests: manifests,
-		Store: attachments, Keeper: keeper, Roots: ca.Roots(), Log: log,
+		Store: attachments, Keeper: keeper, Log: log,
 	})
 }
 
@@ -121,7 +121,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) 
 		func(ctx context.Context) error { supervisor.Run(ctx); return nil },
 		func(ctx context.Context) error { manager.Run(ctx); return nil },
 		func(ctx context.Context) error {
-			parts.Keeper.Run(ctx, manager.Renewed, func(err error) { log.Error("certificates not renewed; trying again", "error", err) })
+			parts.Keeper.Run(ctx, manager.Certified, func(err error) { log.Error("certificates not issued; trying again", "error", err) })
 			return nil
 		},
 		func(ctx context.Context) error { return parts.Manifests.Watch(ctx, manager.Kick) },

@@ -1,22 +1,17 @@
-// Package identity issues the X.509 certificates that workloads prove themselves with (SPIFFE X509-SVID): a
-// certificate authority in a directory that agents share, leaves for service accounts, and their renewal.
+// Package identity issues the X.509 certificates that workloads prove themselves with (SPIFFE X509-SVID): signers, a
+// certificate authority in a directory that agents share, certificate requests, and the leaves of a node with their
+// renewal.
 package identity
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
+	"context"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"conduit.io/conduit/mesh"
@@ -25,35 +20,26 @@ import (
 )
 
 const (
-	// LeafLife is how long a leaf is valid.
-	LeafLife = 24 * time.Hour
-	// RootLife is how long a self-made root is valid.
-	RootLife = 10 * 365 * 24 * time.Hour
-
 	certFile = "ca.crt"
 	keyFile  = "ca.key"
 	lockFile = ".lock"
 
-	// backdate forgives clocks that run behind the issuer's.
-	backdate = 5 * time.Minute
+	// maxFile bounds a file of the directory: some thousand roots.
+	maxFile = 4 << 20
+	// readEvery is how often the directory is read again.
+	readEvery = 5 * time.Second
 )
 
-var (
-	// ErrBroken is wrapped by OpenCA when the directory holds files that are no usable authority.
-	ErrBroken = errors.New("not a usable certificate authority")
-	// ErrForeign is wrapped by OpenCA when the directory's authority is that of another trust domain.
-	ErrForeign = errors.New("certificate authority of another trust domain")
-	// ErrExpired is wrapped by OpenCA and Issue when the signing certificate is not valid now.
-	ErrExpired = errors.New("certificate authority expired")
-)
-
-// CA signs leaves. It is immutable, and safe for concurrent use.
+// CA is an authority in a directory; it is an Issuer. It is safe for concurrent use.
 type CA struct {
+	dir         string
 	trustDomain string
 	now         func() time.Time
-	cert        *x509.Certificate
-	key         *ecdsa.PrivateKey
-	roots       []byte
+
+	mu     sync.Mutex
+	raw    [2][]byte // certFile and keyFile as they were last read
+	signer *Signer   // of the last files that were good
+	roots  []byte    // PEM
 }
 
 // OpenCA opens the authority in dir (ca.crt and ca.key), and makes one if the directory has none. Several processes
@@ -74,29 +60,14 @@ func OpenCA(dir, trustDomain string, now func() time.Time) (*CA, error) {
 		return nil, fmt.Errorf("open certificate authority: %w", err)
 	}
 	defer unlock()
-	certPEM, err := os.ReadFile(filepath.Join(dir, certFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("open certificate authority: %w", err)
+	ca := &CA{dir: dir, trustDomain: trustDomain, now: now}
+	if err := ca.createMissing(); err != nil {
+		return nil, err
 	}
-	keyPEM, keyErr := os.ReadFile(filepath.Join(dir, keyFile))
-	if keyErr != nil && !errors.Is(keyErr, os.ErrNotExist) {
-		return nil, fmt.Errorf("open certificate authority: %w", keyErr)
+	if _, err := ca.read(); err != nil {
+		return nil, err
 	}
-	switch {
-	case err != nil && keyErr != nil:
-		if certPEM, keyPEM, err = create(dir, trustDomain, now()); err != nil {
-			return nil, fmt.Errorf("create certificate authority in %s: %w", dir, err)
-		}
-	case err != nil:
-		return nil, broken(dir, "%s is there, but %s is missing; restore it, or remove both", keyFile, certFile)
-	case keyErr != nil:
-		return nil, broken(dir, "%s is there, but %s is missing; restore it, or remove both", certFile, keyFile)
-	}
-	return parse(dir, trustDomain, certPEM, keyPEM, now)
-}
-
-func broken(dir, format string, args ...any) error {
-	return fmt.Errorf("open certificate authority in %s: %s: %w", dir, fmt.Sprintf(format, args...), ErrBroken)
+	return ca, nil
 }
 
 // lockDir serialises creation among processes; the lock goes with the descriptor, also when its holder is killed.
@@ -118,179 +89,125 @@ func lockDir(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-func create(dir, trustDomain string, now time.Time) (certPEM, keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
+// createMissing makes an authority if the directory has none.
+func (ca *CA) createMissing() error {
+	exists := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(ca.dir, name))
+		return !errors.Is(err, os.ErrNotExist)
 	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, nil, err
+	if exists(certFile) || exists(keyFile) {
+		return nil
 	}
-	keyID, err := subjectKeyID(&key.PublicKey)
-	if err != nil {
-		return nil, nil, err
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{Organization: []string{"Conduit"}, CommonName: "root of " + trustDomain},
-		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(RootLife),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign, // X509-SVID 4.3
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-		SubjectKeyId:          keyID,
-		// X509-SVID 3.1: a signing certificate's SPIFFE ID has no path. X509-SVID 4.2: URI name constraints keep
-		// the authority from speaking for other trust domains.
-		URIs:                        []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
-		PermittedURIDomains:         []string{trustDomain},
-		PermittedDNSDomainsCritical: true, // the whole name constraints extension is critical
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		return nil, nil, err
-	}
-	certPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if keyPEM, err = encodeKey(key); err != nil {
-		return nil, nil, err
-	}
+	certPEM, keyPEM, err := NewRoot(ca.trustDomain, ca.now(), RootLife)
 	// The key goes first: a crash between the two leaves a key alone, which the next opener reports.
-	if err := writeAtomic(filepath.Join(dir, keyFile), keyPEM, 0o600); err != nil {
-		return nil, nil, err
+	if err == nil {
+		err = writeAtomic(filepath.Join(ca.dir, keyFile), keyPEM, 0o600)
 	}
-	if err := writeAtomic(filepath.Join(dir, certFile), certPEM, 0o644); err != nil {
-		return nil, nil, errors.Join(err, os.Remove(filepath.Join(dir, keyFile)))
+	if err == nil {
+		if err = writeAtomic(filepath.Join(ca.dir, certFile), certPEM, 0o644); err != nil {
+			err = errors.Join(err, os.Remove(filepath.Join(ca.dir, keyFile)))
+		}
 	}
-	return certPEM, keyPEM, nil
+	if err != nil {
+		return fmt.Errorf("create certificate authority in %s: %w", ca.dir, err)
+	}
+	return nil
 }
 
-func parse(dir, trustDomain string, certPEM, keyPEM []byte, now func() time.Time) (*CA, error) {
-	key, err := decodeKey(keyPEM)
-	if err != nil {
-		return nil, broken(dir, "%s: %v", keyFile, err)
+// read takes in the files if they have changed, and reports whether they have. Files that are no usable authority
+// change nothing: the last good ones stay in force, and the error is told once.
+func (ca *CA) read() (changed bool, err error) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open certificate authority in %s: %w", ca.dir, err)
+		}
+	}()
+	certPEM, certErr := readBounded(filepath.Join(ca.dir, certFile))
+	keyPEM, keyErr := readBounded(filepath.Join(ca.dir, keyFile))
+	if ca.raw[0] != nil && bytes.Equal(certPEM, ca.raw[0]) && bytes.Equal(keyPEM, ca.raw[1]) {
+		return false, nil
 	}
+	ca.raw = [2][]byte{append([]byte{}, certPEM...), append([]byte{}, keyPEM...)}
+	switch {
+	case errors.Is(certErr, os.ErrNotExist):
+		return false, fmt.Errorf("%s is missing; restore it, or remove both files: %w", certFile, ErrBroken)
+	case errors.Is(keyErr, os.ErrNotExist):
+		return false, fmt.Errorf("%s is missing; restore it, or remove both files: %w", keyFile, ErrBroken)
+	case certErr != nil || keyErr != nil:
+		return false, errors.Join(certErr, keyErr)
+	}
+	signer, err := ca.parse(certPEM, keyPEM)
+	if err != nil {
+		return false, err
+	}
+	ca.signer, ca.roots = signer, encodeCerts(signer.Roots())
+	return true, nil
+}
+
+// parse finds the certificate that belongs to the key, which need not be the first one.
+func (ca *CA) parse(certPEM, keyPEM []byte) (*Signer, error) {
 	certs, err := decodeCerts(certPEM)
 	if err != nil {
-		return nil, broken(dir, "%s: %v", certFile, err)
+		return nil, fmt.Errorf("%s: %v: %w", certFile, err, ErrBroken)
 	}
-	ca := &CA{trustDomain: trustDomain, now: now, key: key}
-	var roots bytes.Buffer
-	for i, c := range certs {
-		if !c.IsCA || !c.BasicConstraintsValid {
-			return nil, broken(dir, "%s: certificate %d (%s) is no authority", certFile, i+1, c.Subject)
-		}
-		if key.PublicKey.Equal(c.PublicKey) && ca.cert == nil {
-			ca.cert = c
-		}
-		if err := pem.Encode(&roots, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}); err != nil {
-			return nil, broken(dir, "%s: %v", certFile, err)
+	key, err := decodeKey(keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %v: %w", keyFile, err, ErrBroken)
+	}
+	for _, c := range certs {
+		if sameKey(key.Public(), c.PublicKey) {
+			return NewSigner(SignerConfig{TrustDomain: ca.trustDomain, Now: ca.now,
+				Chain: encodeCerts([]*x509.Certificate{c}), Key: keyPEM, Roots: encodeCerts(certs)})
 		}
 	}
-	if ca.cert == nil {
-		return nil, broken(dir, "no certificate in %s belongs to %s", certFile, keyFile)
-	}
-	ca.roots = roots.Bytes()
-	if err := ca.checkDomain(dir); err != nil {
-		return nil, err
-	}
-	return ca, ca.checkTime()
+	return nil, fmt.Errorf("no certificate in %s belongs to %s: %w", certFile, keyFile, ErrBroken)
 }
 
-func (ca *CA) checkDomain(dir string) error {
-	for _, u := range ca.cert.URIs {
-		if u.Scheme == "spiffe" && u.Host != ca.trustDomain {
-			return fmt.Errorf("open certificate authority in %s: it speaks for trust domain %q, not for %q; "+
-				"use another directory, or that trust domain: %w", dir, u.Host, ca.trustDomain, ErrForeign)
-		}
-	}
-	return nil
-}
-
-func (ca *CA) checkTime() error {
-	switch now := ca.now(); {
-	case now.After(ca.cert.NotAfter):
-		return fmt.Errorf("certificate authority %s ended at %s; put a new root into its directory: %w",
-			ca.cert.Subject, ca.cert.NotAfter.Format(time.RFC3339), ErrExpired)
-	case now.Before(ca.cert.NotBefore):
-		return fmt.Errorf("certificate authority %s begins at %s; is this machine's clock right?: %w",
-			ca.cert.Subject, ca.cert.NotBefore.Format(time.RFC3339), ErrExpired)
-	}
-	return nil
+// Issue makes a key and a leaf for id, which must be of the authority's trust domain.
+func (ca *CA) Issue(id mesh.Identity) (*Leaf, error) {
+	ca.mu.Lock()
+	signer := ca.signer
+	ca.mu.Unlock()
+	return signer.Issue(id)
 }
 
 // TrustDomain is the trust domain that the authority speaks for.
 func (ca *CA) TrustDomain() string { return ca.trustDomain }
 
 // Roots is the trust bundle, a set of PEM certificates. The caller must not change it.
-func (ca *CA) Roots() []byte { return ca.roots }
-
-// Leaf is a certificate with its key. It holds a secret: never log it.
-type Leaf struct {
-	Identity  mesh.Identity
-	Chain     []byte // PEM, leaf first
-	Key       []byte // PEM, PKCS #8
-	NotBefore time.Time
-	NotAfter  time.Time
+func (ca *CA) Roots() []byte {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return ca.roots
 }
 
-// Issue makes a key and a leaf for id, which must be of the authority's trust domain.
-func (ca *CA) Issue(id mesh.Identity) (*Leaf, error) {
-	if _, err := mesh.ParseIdentity(id.String()); err != nil {
-		return nil, fmt.Errorf("issue certificate: %w", err)
+// Certify is Issuer's.
+func (ca *CA) Certify(_ context.Context, ids []mesh.Identity) Batch {
+	b := Batch{Roots: ca.Roots(), Issued: make([]Issued, len(ids))}
+	for i, id := range ids {
+		b.Issued[i].Leaf, b.Issued[i].Err = ca.Issue(id)
 	}
-	if id.TrustDomain != ca.trustDomain {
-		return nil, fmt.Errorf("issue certificate for %s: not of trust domain %q: %w", id, ca.trustDomain, ErrForeign)
-	}
-	if err := ca.checkTime(); err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w", id, err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w", id, err)
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w", id, err)
-	}
-	now := ca.now().Truncate(time.Second)
-	end := now.Add(LeafLife)
-	if end.After(ca.cert.NotAfter) {
-		end = ca.cert.NotAfter
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber:          serial,
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              end,
-		KeyUsage:              x509.KeyUsageDigitalSignature, // X509-SVID 4.3
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
-		URIs:                  []*url.URL{id.URL()}, // X509-SVID 2: exactly one URI SAN
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, &key.PublicKey, ca.key)
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w", id, err)
-	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w", id, err)
-	}
-	return &Leaf{
-		Identity: id, Key: keyPEM, NotBefore: now, NotAfter: end,
-		Chain: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-	}, nil
+	return b
 }
 
-func newSerial() (*big.Int, error) {
-	// RFC 5280, 4.1.2.2: positive, at most 20 octets.
-	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-}
-
-func subjectKeyID(pub *ecdsa.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, err
+// Watch is Issuer's: the directory is read again every few seconds.
+func (ca *CA) Watch(ctx context.Context, roots func([]byte), failed func(error)) {
+	roots(ca.Roots())
+	tick := time.NewTicker(readEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch changed, err := ca.read(); {
+		case err != nil:
+			failed(err)
+		case changed:
+			roots(ca.Roots())
+		}
 	}
-	sum := sha256.Sum256(der) // RFC 7093, method 4: any hash of the SubjectPublicKeyInfo
-	return sum[:20], nil
 }

@@ -1,8 +1,10 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -16,126 +18,288 @@ const (
 	// renewJitter spreads renewals: a leaf is renewed at 2/3 of its life, less up to this part of its life, so that
 	// a node's certificates are not all renewed at one moment.
 	renewJitter = 0.1
-	retryFirst  = time.Second
-	retryMost   = 5 * time.Minute
+	// retryFirst is the pause after a first failure; it doubles up to retryMost, or up to retryMissing when there is no
+	// valid leaf: somebody waits for that one.
+	retryFirst   = time.Second
+	retryMost    = 5 * time.Minute
+	retryMissing = 5 * time.Second
+	// grace is how long a leaf is kept that nobody wants: a pod is being wired, or will soon have a successor.
+	grace = 10 * time.Minute
 )
 
-// Issuer makes leaves; a *CA is one.
+// Issuer makes leaves; a *CA is one. It must be safe for concurrent use.
 type Issuer interface {
-	Issue(id mesh.Identity) (*Leaf, error)
+	// Certify makes a leaf for each of ids.
+	Certify(ctx context.Context, ids []mesh.Identity) Batch
+	// Watch hands the trust bundle (PEM) to roots, as soon as it is known and whenever it has changed, until ctx ends.
+	// Trouble is handed to failed; the last good bundle stays in force.
+	Watch(ctx context.Context, roots func([]byte), failed func(error))
 }
 
-// Keeper holds one valid leaf for every wanted identity. It is safe for concurrent use.
+// Batch is what an Issuer made.
+type Batch struct {
+	Roots  []byte   // PEM: all roots that are trusted, those of the leaves among them; nil when nothing was issued
+	Issued []Issued // in the order of the identities that were asked for
+}
+
+// Issued is a leaf, or the reason why there is none.
+type Issued struct {
+	Leaf *Leaf
+	Err  error
+}
+
+// Keeper holds one valid leaf for every wanted identity, and the trust bundle. Run does all the work. It is safe for
+// concurrent use.
 type Keeper struct {
 	issuer Issuer
 	now    func() time.Time
 	wake   chan struct{}
 
-	mu     sync.Mutex
-	leaves map[mesh.Identity]*kept
+	mu      sync.Mutex
+	roots   []byte
+	kept    map[mesh.Identity]*kept
+	changed chan struct{} // closed, and made anew, when any of kept has changed
 }
 
 type kept struct {
-	leaf    *Leaf
-	renewAt time.Time
-	retry   time.Duration
+	leaf  *Leaf     // nil before the first; stays until it is replaced
+	told  bool      // changed has returned for leaf, or for one before it that is still valid
+	due   time.Time // when to ask for a leaf
+	pause time.Duration
+	fault error     // of the last attempt
+	until time.Time // when to forget it; zero while it is wanted
 }
+
+func (v *kept) valid(now time.Time) bool { return v.leaf != nil && now.Before(v.leaf.NotAfter) }
 
 // NewKeeper makes a Keeper that wants nothing. now is the clock; nil means time.Now.
 func NewKeeper(issuer Issuer, now func() time.Time) *Keeper {
 	if now == nil {
 		now = time.Now
 	}
-	return &Keeper{issuer: issuer, now: now, wake: make(chan struct{}, 1), leaves: map[mesh.Identity]*kept{}}
+	return &Keeper{issuer: issuer, now: now, wake: make(chan struct{}, 1), kept: map[mesh.Identity]*kept{},
+		changed: make(chan struct{})}
 }
 
-// Want says which identities are needed from now on: missing leaves are issued and returned, others are dropped. The
-// error joins the failures; identities that failed are tried again at the next Want.
-func (k *Keeper) Want(ids []mesh.Identity) (issued []*Leaf, err error) {
+// Want says which identities are needed from now on. It does not wait: Run asks for the leaves that are missing, and
+// forgets those of others after a while.
+func (k *Keeper) Want(ids []mesh.Identity) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	want := make(map[mesh.Identity]bool, len(ids))
-	var errs []error
+	now := k.now()
 	for _, id := range ids {
-		want[id] = true
-		if have := k.leaves[id]; have != nil && k.now().Before(have.leaf.NotAfter) {
-			continue
-		}
-		leaf, err := k.issuer.Issue(id)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		k.leaves[id] = &kept{leaf: leaf, renewAt: renewalTime(leaf)}
-		issued = append(issued, leaf)
+		k.entry(id).until = time.Time{}
 	}
-	for id := range k.leaves {
-		if !want[id] {
-			delete(k.leaves, id)
+	for id, v := range k.kept {
+		if v.until.IsZero() && !slices.Contains(ids, id) {
+			v.until = now.Add(grace)
 		}
 	}
+	k.kick()
+}
+
+// entry is id's; a new one is due now, and is forgotten unless it is wanted soon.
+func (k *Keeper) entry(id mesh.Identity) *kept {
+	v := k.kept[id]
+	if v == nil {
+		now := k.now()
+		v = &kept{due: now, until: now.Add(grace)}
+		k.kept[id] = v
+	}
+	return v
+}
+
+func (k *Keeper) kick() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
 	}
-	return issued, errors.Join(errs...)
 }
 
-// Leaves is what the Keeper holds, sorted by identity.
+// Await returns when Run has handed out a valid leaf of id, which it asks for if need be. It fails when ctx ends before.
+func (k *Keeper) Await(ctx context.Context, id mesh.Identity) error {
+	for {
+		k.mu.Lock()
+		v := k.entry(id)
+		ready, changed := v.told && v.valid(k.now()), k.changed
+		if !v.until.IsZero() {
+			v.until = k.now().Add(grace)
+		}
+		k.mu.Unlock()
+		if ready {
+			return nil
+		}
+		k.kick()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			return fmt.Errorf("wait for a certificate of %s: %w", id, errors.Join(k.entry(id).fault, ctx.Err()))
+		}
+	}
+}
+
+// Holds reports whether a valid leaf of id has been handed out.
+func (k *Keeper) Holds(id mesh.Identity) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v := k.kept[id]
+	return v != nil && v.told && v.valid(k.now())
+}
+
+// Leaves is what the Keeper holds, sorted by identity, whether it is wanted or not.
 func (k *Keeper) Leaves() []*Leaf {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	out := make([]*Leaf, 0, len(k.leaves))
-	for _, v := range k.leaves {
-		out = append(out, v.leaf)
+	out := make([]*Leaf, 0, len(k.kept))
+	for _, v := range k.kept {
+		if v.leaf != nil {
+			out = append(out, v.leaf)
+		}
 	}
 	slices.SortFunc(out, func(a, b *Leaf) int { return strings.Compare(a.Identity.String(), b.Identity.String()) })
 	return out
 }
 
-// Run renews leaves until ctx ends, and hands every batch of new ones to renewed. A failure is handed to failed and
-// tried again with growing pauses: the old leaf stays in use meanwhile.
-func (k *Keeper) Run(ctx context.Context, renewed func([]*Leaf), failed func(error)) {
+// Roots is the trust bundle, PEM; nil before it is known. The caller must not change it.
+func (k *Keeper) Roots() []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.roots
+}
+
+// Run keeps leaves and roots until ctx ends. changed is called, always from one goroutine, with every batch of new
+// leaves, and with none when only the roots are others; Roots are those to trust with them already. A failure is handed to
+// failed, once while it stays the same, and tried again with growing pauses: the old leaf stays in use meanwhile.
+func (k *Keeper) Run(ctx context.Context, changed func([]*Leaf), failed func(error)) {
+	news := make(chan []byte)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() {
+		k.issuer.Watch(ctx, func(roots []byte) {
+			select {
+			case news <- roots:
+			case <-ctx.Done():
+			}
+		}, failed)
+	})
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case roots := <-news:
+			if k.setRoots(roots) {
+				changed(nil)
+			}
+			k.hurry() // the issuer can be reached
 		case <-k.wake:
 		case <-timer.C:
 		}
-		leaves, err := k.renewDue()
-		if len(leaves) > 0 {
-			renewed(leaves)
-		}
-		if err != nil {
-			failed(err)
-		}
+		k.issue(ctx, changed, failed)
 		timer.Reset(k.untilNext())
 	}
 }
 
-func (k *Keeper) renewDue() (out []*Leaf, err error) {
+func (k *Keeper) setRoots(roots []byte) (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	changed = !bytes.Equal(roots, k.roots)
+	k.roots = roots
+	return changed
+}
+
+// hurry makes failed attempts due.
+func (k *Keeper) hurry() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, v := range k.kept {
+		if v.fault != nil {
+			v.due = k.now()
+		}
+	}
+}
+
+// issue asks for the leaves that are due, and hands them out.
+func (k *Keeper) issue(ctx context.Context, changed func([]*Leaf), failed func(error)) {
+	ids := k.dueNow()
+	if len(ids) == 0 {
+		return
+	}
+	batch := k.issuer.Certify(ctx, ids)
+	if ctx.Err() != nil {
+		return
+	}
+	leaves, err := k.take(ids, batch)
+	if len(leaves) > 0 {
+		changed(leaves)
+		k.mu.Lock()
+		for _, l := range leaves {
+			if v := k.kept[l.Identity]; v != nil && v.leaf == l {
+				v.told = true
+			}
+		}
+		close(k.changed)
+		k.changed = make(chan struct{})
+		k.mu.Unlock()
+	}
+	if err != nil {
+		failed(err)
+	}
+}
+
+// dueNow lists the identities to ask a leaf for, and forgets what nobody wants.
+func (k *Keeper) dueNow() (ids []mesh.Identity) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
-	var errs []error
-	for id, v := range k.leaves {
-		if now.Before(v.renewAt) {
-			continue
+	for id, v := range k.kept {
+		switch {
+		case !v.until.IsZero() && now.After(v.until):
+			delete(k.kept, id)
+		case !now.Before(v.due):
+			ids = append(ids, id)
 		}
-		leaf, err := k.issuer.Issue(id)
-		if err != nil {
-			v.retry = min(max(2*v.retry, retryFirst), retryMost)
-			v.renewAt = now.Add(v.retry)
-			errs = append(errs, err)
-			continue
-		}
-		k.leaves[id] = &kept{leaf: leaf, renewAt: renewalTime(leaf)}
-		out = append(out, leaf)
 	}
-	return out, errors.Join(errs...)
+	slices.SortFunc(ids, func(a, b mesh.Identity) int { return strings.Compare(a.String(), b.String()) })
+	return ids
+}
+
+// take stores what was issued, and plans the next attempts.
+func (k *Keeper) take(ids []mesh.Identity, b Batch) (leaves []*Leaf, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.now()
+	if len(b.Roots) > 0 {
+		k.roots = b.Roots
+	}
+	var errs []error
+	for i, id := range ids {
+		v := k.kept[id]
+		if v == nil {
+			continue
+		}
+		leaf, err := b.Issued[i].Leaf, b.Issued[i].Err
+		if err != nil {
+			most := retryMissing
+			if v.valid(now) {
+				most = retryMost
+			}
+			v.pause = min(max(2*v.pause, retryFirst), most)
+			if v.fault == nil || v.fault.Error() != err.Error() {
+				errs = append(errs, err)
+			}
+			v.due, v.fault = now.Add(v.pause), err
+			continue
+		}
+		*v = kept{leaf: leaf, told: v.told && v.valid(now), due: renewalTime(now, leaf), until: v.until}
+		leaves = append(leaves, leaf)
+	}
+	return leaves, errors.Join(errs...)
 }
 
 func (k *Keeper) untilNext() time.Duration {
@@ -143,14 +307,18 @@ func (k *Keeper) untilNext() time.Duration {
 	defer k.mu.Unlock()
 	d := time.Hour // a bound, so that a clock that was set is noticed
 	now := k.now()
-	for _, v := range k.leaves {
-		d = min(d, v.renewAt.Sub(now))
+	for _, v := range k.kept {
+		d = min(d, v.due.Sub(now))
+		if !v.until.IsZero() {
+			d = min(d, v.until.Sub(now)+1)
+		}
 	}
 	return max(d, 0)
 }
 
-func renewalTime(l *Leaf) time.Time {
-	life := l.NotAfter.Sub(l.NotBefore)
+// renewalTime counts from now, when l was issued, and not from l's own begin, which forgives clocks.
+func renewalTime(now time.Time, l *Leaf) time.Time {
+	life := l.NotAfter.Sub(now)
 	early := time.Duration(rand.Float64() * renewJitter * float64(life))
-	return l.NotBefore.Add(life*2/3 - early)
+	return now.Add(life*2/3 - early)
 }

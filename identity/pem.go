@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
@@ -18,10 +19,19 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-func decodeKey(data []byte) (*ecdsa.PrivateKey, error) {
-	block, _ := pem.Decode(data)
+// decodeKey reads a private key. No error says anything of it but its kind.
+func decodeKey(data []byte) (crypto.Signer, error) {
+	block, rest := pem.Decode(data)
 	if block == nil {
 		return nil, errors.New("no PEM block")
+	}
+	if block.Type == "EC PARAMETERS" { // as openssl ecparam -genkey writes before the key
+		if block, _ = pem.Decode(rest); block == nil {
+			return nil, errors.New("no PEM block of a key")
+		}
+	}
+	if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
+		return nil, errors.New("the key is encrypted; it is needed in the clear")
 	}
 	var key any
 	var err error
@@ -30,17 +40,40 @@ func decodeKey(data []byte) (*ecdsa.PrivateKey, error) {
 		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 	case "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
 	default:
 		return nil, fmt.Errorf("PEM block %q is no private key", block.Type)
 	}
 	if err != nil {
+		return nil, errors.New("the key cannot be read") // what the parser says may quote it
+	}
+	return usableKey(key)
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(x crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}
+
+func encodeCerts(certs []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+// readBounded is os.ReadFile for regular files of a sane size.
+func readBounded(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
 		return nil, err
 	}
-	ec, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("key is a %T, need ECDSA", key)
+	if !st.Mode().IsRegular() || st.Size() > maxFile {
+		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxFile)
 	}
-	return ec, nil
+	return os.ReadFile(path)
 }
 
 func decodeCerts(data []byte) ([]*x509.Certificate, error) {

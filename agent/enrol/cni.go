@@ -64,6 +64,10 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 				return false, fail(podapi.CodeNotReady, "see the agent's log and proxy.log in its run directory",
 					"the node's proxy is not running, so pod %s/%s cannot be wired", a.Namespace, a.Pod)
 			}
+			if err := m.cfg.Keeper.Await(ctx, a.Workload.Identity(m.cfg.TrustDomain)); err != nil {
+				return false, fail(podapi.CodeNotReady, "see the agent's log; the runtime will try again",
+					"pod %s/%s cannot be wired: %v", a.Namespace, a.Pod, err)
+			}
 		}
 		if err := settle(ctx, a); err != nil { // before the lock is taken: it may be a matter of seconds
 			return false, fail(podapi.CodeBadNetns, "", "look for tentative addresses in %s: %v", a.Netns, err)
@@ -72,8 +76,8 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 		switch {
 		case err == nil:
 			return wired, nil
-		case ctx.Err() == nil && (errors.Is(err, proxylink.ErrClosed) || errors.Is(err, errNoProxy)):
-			continue // the proxy died just now; the next one is on its way
+		case ctx.Err() == nil && (errors.Is(err, proxylink.ErrClosed) || errors.Is(err, errNoProxy) || errors.Is(err, errNoLeaf)):
+			continue // the proxy died just now, and the next one is on its way; or the pod is another one by now
 		case errors.Is(err, podnet.ErrGone):
 			return false, fail(podapi.CodeBadNetns, "", "network namespace %s went away: %v", a.Netns, err)
 		}

@@ -39,7 +39,6 @@ type Config struct {
 	Manifests   *manifest.Source
 	Store       *store.Store
 	Keeper      *identity.Keeper
-	Roots       []byte // PEM trust bundle
 	Log         *slog.Logger
 }
 
@@ -217,7 +216,11 @@ func (m *Manager) reconcile(ctx context.Context) {
 			continue
 		}
 		failed = true
-		if before == nil || before.Error() != p.fault.Error() {
+		switch {
+		case before != nil && before.Error() == p.fault.Error():
+		case errors.Is(p.fault, errNoLeaf):
+			m.cfg.Log.Info("pod waits for its certificate", "pod", p.name().String())
+		default:
 			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
 		}
 	}
@@ -268,14 +271,7 @@ func (m *Manager) refresh() {
 			ids = append(ids, id)
 		}
 	}
-	issued, err := m.cfg.Keeper.Want(ids)
-	if err != nil {
-		m.cfg.Log.Error("certificates could not be issued; trying again", "error", err)
-		time.AfterFunc(retryAfter, m.Kick)
-	}
-	if len(issued) > 0 && m.link != nil {
-		m.sendLeaves(context.Background(), issued)
-	}
+	m.cfg.Keeper.Want(ids)
 }
 
 // decided reports whether the manifests say if the pod is part of the mesh: its own label, or its Namespace, which only

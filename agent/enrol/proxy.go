@@ -40,7 +40,7 @@ func (m *Manager) publish(ctx context.Context) error {
 }
 
 func (m *Manager) certificates(leaves []*identity.Leaf) *node.Message {
-	c := &node.Certificates{Roots: m.cfg.Roots, Leaves: []node.Leaf{}}
+	c := &node.Certificates{Roots: m.cfg.Keeper.Roots(), Leaves: []node.Leaf{}}
 	for _, l := range leaves {
 		c.Leaves = append(c.Leaves, node.Leaf{Identity: l.Identity, Chain: l.Chain, Key: l.Key})
 	}
@@ -54,14 +54,19 @@ func (m *Manager) sendLeaves(ctx context.Context, leaves []*identity.Leaf) {
 	}
 }
 
-// Renewed hands new certificates to the proxy.
-func (m *Manager) Renewed(leaves []*identity.Leaf) {
+// Certified hands new certificates to the proxy, and the roots to trust from now on. It is the Keeper's.
+func (m *Manager) Certified(leaves []*identity.Leaf) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.link != nil {
 		m.sendLeaves(context.Background(), leaves)
 	}
-	m.cfg.Log.Info("certificates renewed", "count", len(leaves))
+	if len(leaves) == 0 {
+		m.cfg.Log.Info("trust bundle has changed")
+	} else {
+		m.cfg.Log.Info("certificates issued", "count", len(leaves))
+	}
+	m.Kick() // pods may have waited for one
 }
 
 // Attach brings a proxy that was just found or started up to date: kernel map, certificates, snapshot, pods. Pods whose
@@ -79,8 +84,10 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 		return err
 	}
 	m.refresh()
-	if _, err := l.Call(ctx, m.certificates(m.cfg.Keeper.Leaves())); err != nil {
-		return err
+	if len(m.cfg.Keeper.Roots()) > 0 { // else the Keeper will call when it has some
+		if _, err := l.Call(ctx, m.certificates(m.cfg.Keeper.Leaves())); err != nil {
+			return err
+		}
 	}
 	m.link, m.sent = l, 0
 	if err := m.publish(ctx); err != nil {

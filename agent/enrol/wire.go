@@ -15,8 +15,12 @@ import (
 	"conduit.io/conduit/mesh"
 )
 
-// errNoProxy: the pod must wait for a proxy.
-var errNoProxy = errors.New("the proxy is not ready")
+var (
+	// errNoProxy: the pod must wait for a proxy.
+	errNoProxy = errors.New("the proxy is not ready")
+	// errNoLeaf: the pod must wait for its certificate. Enrolled without one, it could speak to nobody.
+	errNoLeaf = errors.New("it has no certificate yet")
+)
 
 // sync brings one pod to what it should be.
 func (m *Manager) sync(ctx context.Context, p *pod) error {
@@ -34,6 +38,9 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 // wire enrols the pod, or repairs and updates it. The order makes sure that nothing is steered before it can be served:
 // rules and routes, listeners, the proxy's word, the listener map, the lookup program, and the pod's entry last.
 func (m *Manager) wire(ctx context.Context, p *pod) error {
+	if !p.enrolled && !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)) {
+		return errNoLeaf
+	}
 	netns, err := m.open(p)
 	if err != nil {
 		return err
