@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Fail answers with a failure that the mesh made: a short text with a conduit-reason field; for gRPC a trailers-only
+// Fail answers with a failure that the mesh made: a line of text with a conduit-reason field; for gRPC a trailers-only
 // response; for an opaque connection, or after the response has begun, a reset. The stream may have ended on return.
 func (s *Stream) Fail(status int, reason mesh.Reason, detail string) {
 	s.fail(status, GRPCStatus(reason), reason, detail)
@@ -26,7 +26,7 @@ func (s *Stream) fail(status, code int, reason mesh.Reason, detail string) {
 		return
 	}
 	s.Respond(status, []hpack.HeaderField{{Name: "content-type", Value: "text/plain; charset=utf-8"},
-		{Name: mesh.ReasonHeader, Value: string(reason)}}, []byte(detail))
+		{Name: mesh.ReasonHeader, Value: string(reason)}}, []byte(detail+"\n"))
 }
 
 // Expire ends a stream that has used up its time: with a failure if its response has not begun, with trailers if it is one

@@ -90,7 +90,7 @@ func TestHandlerEndsStreams(t *testing.T) {
 	c = newChain(false, "h1") // the handler gives up on a response
 	c.near.OnResponse = func(s *exchange.Stream) { s.Fail(504, mesh.ReasonTimeout, "too late") }
 	_, got := c.do("GET / HTTP/1.1\r\nhost: h\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc")
-	if !strings.HasPrefix(got, "HTTP/1.1 504 ") || !strings.HasSuffix(got, "\r\n\r\ntoo late") || strings.Count(got, "HTTP/1.1") != 1 {
+	if !strings.HasPrefix(got, "HTTP/1.1 504 ") || !strings.HasSuffix(got, "\r\ncontent-length: 9\r\n\r\ntoo late\n") || strings.Count(got, "HTTP/1.1") != 1 {
 		t.Errorf("client got %q", got)
 	}
 	if c.near.Open+c.far.Open != 0 || c.far.Log[0].Reason != mesh.ReasonDownstreamReset {

@@ -129,7 +129,8 @@ func (sv *Server) Shed() {
 	sv.c.Abort()
 }
 
-// refuse answers without a stream and ends the connection. A stream whose request turned out bad is aborted.
+// refuse answers with a line of text, without a stream, and ends the connection. A stream whose request turned out bad is
+// aborted.
 func (sv *Server) refuse(status int, reason mesh.Reason, text string) {
 	started := sv.out.mode != modeNone
 	if s := sv.s; s != nil {
@@ -144,8 +145,8 @@ func (sv *Server) refuse(status int, reason mesh.Reason, text string) {
 	b := appendStatus(sv.o.Pool.Bytes[:0], status)
 	b = append(b, "content-type: text/plain; charset=utf-8\r\nconnection: close\r\n"...)
 	b = appendField(b, mesh.ReasonHeader, string(reason))
-	b = appendField(b, "content-length", itoa(len(text)))
-	b = append(append(b, "\r\n"...), text...)
+	b = appendField(b, "content-length", itoa(len(text)+1))
+	b = append(append(append(b, "\r\n"...), text...), '\n')
 	sv.o.Pool.Bytes = b
 	sv.c.Write(b)
 	sv.linger()

@@ -213,6 +213,9 @@ func TestRefused(t *testing.T) {
 				if !strings.Contains(got, "connection: close\r\n") || !strings.Contains(got, "conduit-reason: ") {
 					t.Fatalf("client got %q", got)
 				}
+				if _, body, _ := strings.Cut(got, "\r\n\r\n"); strings.Index(body, "\n") != len(body)-1 || !strings.Contains(got, fmt.Sprintf("\r\ncontent-length: %d\r\n", len(body))) {
+					t.Fatalf("client got %q: the body is not one line", got)
+				}
 				r.n.Advance(3 * time.Second)
 				if r.app.Got.Len() != 0 || !r.client.HadEOF || r.closed != 1 || len(r.reasons) != 1 || len(r.h.Log) != 0 {
 					t.Fatalf("app %q, EOF %v, closed %d, violations %v", r.app.Take(), r.client.HadEOF, r.closed, r.reasons)

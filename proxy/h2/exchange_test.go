@@ -117,7 +117,7 @@ func TestFailures(t *testing.T) {
 			t.Errorf("%s: %v", tt.reason, rst)
 		}
 		b, end := r.client.Bytes(3)
-		if r.client.Field(3, 0, ":status") != "503" || string(b) != "50% \"broken\"" || !end || r.client.Field(3, 0, "conduit-reason") != string(tt.reason) {
+		if r.client.Field(3, 0, ":status") != "503" || string(b) != "50% \"broken\"\n" || r.client.Field(3, 0, "content-length") != "13" || !end || r.client.Field(3, 0, "conduit-reason") != string(tt.reason) {
 			t.Errorf("%s: %q", tt.reason, b)
 		}
 		r.check(t)

@@ -133,9 +133,9 @@ func (sh *shard) routeOut(c *call) {
 	c.ep = ep
 	c.Attempts++
 	ep.Start()
-	if !c.Tunnel && req.Method == "CONNECT" && req.Protocol == "" {
+	if why := c.Unsupported(); why != "" {
 		c.count(&tg.labels, meter.None)
-		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
+		c.fail(501, mesh.ReasonBadRequest, why)
 		return
 	}
 	c.sentAt = sh.loop.Now()
@@ -164,8 +164,8 @@ func (sh *shard) routePlain(c *call) {
 	d, req := c.down, c.S.Req
 	sh.countIn(c)
 	c.Attempts++
-	if !c.Tunnel && req.Method == "CONNECT" && req.Protocol == "" {
-		c.fail(501, mesh.ReasonBadRequest, "CONNECT is carried only on a connection of its own")
+	if why := c.Unsupported(); why != "" {
+		c.fail(501, mesh.ReasonBadRequest, why)
 		return
 	}
 	sh.toApp(c, d.share.pod, d.dst, d.client, req.Major)

@@ -52,8 +52,8 @@ func (h handler) Request(s *exchange.Stream) {
 		c.conn.counts = h.l.conn(c.Protocol())
 		c.conn.opened(c.conn.counts)
 	}
-	if s.Req.Method == "CONNECT" && s.Req.Protocol == "" {
-		s.Fail(501, mesh.ReasonBadRequest, "CONNECT is not supported here")
+	if why := c.Unsupported(); why != "" {
+		s.Fail(501, mesh.ReasonBadRequest, why)
 		return
 	}
 	c.send()

@@ -71,6 +71,15 @@ func (t *Trip) Protocol() meter.Protocol {
 	return meter.HTTP1
 }
 
+// Unsupported is why no proxy carries the request; empty: it does. What a CONNECT asks for, a tunnel to a host of the
+// client's choice (RFC 9110, 9.3.6), is not for a mesh to give.
+func (t *Trip) Unsupported() string {
+	if !t.Tunnel && t.S.Req.Method == "CONNECT" && t.S.Req.Protocol == "" {
+		return "CONNECT is not supported here"
+	}
+	return ""
+}
+
 // CountOn says which series the request is to be counted in, when it has an answer or has ended. The last word counts.
 func (t *Trip) CountOn(r *meter.Requests) {
 	r.Begin()
