@@ -84,14 +84,14 @@ func HTTP(c flow.Conn, p mesh.Protocol, h exchange.Handler, o exchange.ServerOpt
 	return h2.NewServer(c, h, o)
 }
 
-// Drain ends the connection gracefully. One that has not said a word has h1.DrainRest to do so: its first request may be
-// on its way.
+// Drain ends the connection gracefully. One on which nobody has said a word has h1.DrainRest to do so: its first request
+// may be on its way.
 func (f *Front) Drain() {
 	if f.drain {
 		return
 	}
 	f.drain = true
-	if f.codec != nil {
+	if !f.Undecided() {
 		f.codec.Drain()
 		return
 	}
@@ -99,7 +99,10 @@ func (f *Front) Drain() {
 		f.timer.Stop()
 	}
 	f.timer = f.o.Server.Clock.After(h1.DrainRest, func() {
-		if f.buf == nil {
+		switch {
+		case f.tcp != nil:
+			f.tcp.Quit()
+		case f.buf == nil:
 			f.c.Close()
 		}
 	})

@@ -248,3 +248,48 @@ func TestDrainBeforeTheFirstRequest(t *testing.T) {
 		}
 	}
 }
+
+// A stream that was opened for a client that says nothing is nothing to wait for: it ends like an idle connection, unless
+// either side says something in time.
+func TestDrainWithAStreamOpenedAhead(t *testing.T) {
+	ahead := func() *rig {
+		r := start(Options{})
+		r.n.Advance(0)
+		r.n.Advance(0)
+		if r.server == nil || !r.f.Undecided() {
+			t.Fatal("no stream was opened ahead")
+		}
+		r.f.Drain()
+		return r
+	}
+	r := ahead()
+	r.n.Advance(h1.DrainRest - 1)
+	if r.client.Over() || r.server.Over() {
+		t.Error("the client had no time")
+	}
+	r.n.Advance(1)
+	if !r.client.HadEOF || !r.server.HadEOF || r.client.IsReset() || r.server.IsReset() || r.closed != 1 {
+		t.Errorf("a silent connection: client ended %v, server %v, closed %d", r.client.Over(), r.server.Over(), r.closed)
+	}
+	r = ahead()
+	r.client.Send(request)
+	r.n.Run()
+	if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "answer") || !r.client.Over() {
+		t.Errorf("a request on its way got %q, ended %v", got, r.client.Over())
+	}
+	for name, say := range map[string]func(r *rig){
+		"client":         func(r *rig) { r.client.Send("\x16\x03\x01") },
+		"half a word":    func(r *rig) { r.client.Send("PO") },
+		"server":         func(r *rig) { r.server.Send("220 ready\r\n") },
+		"server, HTTP/2": func(r *rig) { r.server.Send("\x00\x00\x00\x04\x00\x00\x00\x00\x00") },
+	} {
+		r = ahead()
+		r.n.Advance(h1.DrainRest - 1)
+		say(r)
+		r.n.Run()
+		r.n.Advance(2 * h1.DrainRest)
+		if r.client.Over() || r.server.Over() || r.client.Take()+r.server.Take() == "" {
+			t.Errorf("%s: a connection on which somebody has spoken was ended", name)
+		}
+	}
+}

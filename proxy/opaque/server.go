@@ -166,6 +166,18 @@ func (sv *Server) Closed(err error) {
 // Drain has nothing to announce: an opaque connection ends when its ends end it.
 func (sv *Server) Drain() {}
 
+// Quit ends a connection on which nobody has said a word, and of which it is not known what the client speaks: nobody has
+// failed.
+func (sv *Server) Quit() {
+	if !sv.Sniffing() || sv.first != nil || sv.held != nil {
+		return
+	}
+	s := sv.s
+	sv.s, sv.sniff = nil, nil
+	s.Leave()
+	sv.c.Close()
+}
+
 // Held implements exchange.Burden.
 func (sv *Server) Held() int {
 	n := len(sv.first) + sv.c.Backlog()
