@@ -26,6 +26,8 @@ type Codec interface {
 	exchange.Burden
 	// Drain ends the connection as gracefully as its protocol can.
 	Drain()
+	// Quit lets what is under way come to its end, and nothing more begin.
+	Quit()
 }
 
 // Options say how to serve a connection.
@@ -106,6 +108,15 @@ func (f *Front) Drain() {
 			f.c.Close()
 		}
 	})
+}
+
+// Quit lets what is under way come to its end, and nothing more begin; without a word yet, nothing is.
+func (f *Front) Quit() {
+	if f.codec == nil {
+		f.c.Close()
+		return
+	}
+	f.codec.Quit()
 }
 
 // Held implements exchange.Burden.

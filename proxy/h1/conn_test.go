@@ -293,6 +293,32 @@ func TestDrainMeetsARequest(t *testing.T) {
 	}
 }
 
+// A connection that is to begin nothing more ends at once between two requests, and with the one that is under way.
+func TestQuit(t *testing.T) {
+	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.do(get, ok200)
+	r.sv.Quit()
+	r.n.Run()
+	if !r.client.Over() || r.client.IsReset() || r.closed != 1 {
+		t.Errorf("idle: ended %v, closed %d", r.client.Over(), r.closed)
+	}
+	for _, early := range []string{get, get[:5], get + get} { // all of a request, a part of it, the next one too
+		r = newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+		r.client.Send(early)
+		r.n.Run()
+		r.sv.Quit()
+		if early == get[:5] {
+			r.client.Send(get[5:])
+		}
+		r.n.Run()
+		r.app.Send(ok200)
+		r.n.Run()
+		if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "ok") || !r.client.Over() || len(r.h.Log) != 1 {
+			t.Errorf("%q: got %q, ended %v, log %v", early, got, r.client.Ended, r.h.Log)
+		}
+	}
+}
+
 func TestBackpressure(t *testing.T) {
 	const limit = 400 << 10
 	body := strings.Repeat("0123456789abcdef", 1<<18) // 4 MiB

@@ -374,3 +374,11 @@ func (sv *Server) Drain() {
 		sv.idleTimer = sv.o.Clock.After(DrainRest, sv.idle)
 	}
 }
+
+// Quit is Drain for a client that may begin nothing more: between two requests the connection ends at once.
+func (sv *Server) Quit() {
+	sv.Drain()
+	if sv.state == stHead && len(sv.in) == 0 {
+		sv.shut()
+	}
+}

@@ -400,6 +400,32 @@ func TestServerDrain(t *testing.T) {
 	}
 }
 
+// A connection that is to begin nothing more says so at once: what has not come yet is refused, and may be sent again.
+func TestServerQuit(t *testing.T) {
+	r := newRig(false)
+	r.client.Headers(1, true, getReq...)
+	r.n.Run()
+	r.sv.Quit()
+	r.client.Headers(3, true, getReq...)
+	r.n.Run()
+	f := r.client.Find(http2.FrameGoAway, 0)
+	rst := r.client.Find(http2.FrameRSTStream, 3)
+	if len(f) != 2 || f[1].Last != 1 || len(rst) != 1 || rst[0].Code != http2.ErrCodeRefusedStream || r.client.Over() {
+		t.Errorf("GOAWAY %v, RST %v, over %v", f, rst, r.client.Over())
+	}
+	r.app.Headers(1, true, ":status", "200")
+	r.n.Run()
+	if r.client.Field(1, 0, ":status") != "200" || !r.client.Over() || r.closed != 1 {
+		t.Errorf("%v, over %v, closed %d", r.client.Frames, r.client.Over(), r.closed)
+	}
+	r = newRig(false)
+	r.sv.Quit()
+	r.n.Run()
+	if !r.client.Over() || r.closed != 1 {
+		t.Error("an idle connection stays")
+	}
+}
+
 func TestPadding(t *testing.T) {
 	r := newRig(false)
 	r.client.Headers(1, false, postReq...)

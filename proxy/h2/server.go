@@ -67,6 +67,13 @@ func (sv *Server) Drain() {
 	sv.watch = sv.clock.After(drainDelay, sv.lastCall)
 }
 
+// Quit is Drain for a client that may begin nothing more: the streams that are on their way are refused, which is to say
+// that they may be sent again (RFC 9113, 8.7).
+func (sv *Server) Quit() {
+	sv.Drain()
+	sv.lastCall()
+}
+
 // lastCall sends the second GOAWAY.
 func (sv *Server) lastCall() {
 	if sv.over || sv.final {

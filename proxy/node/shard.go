@@ -172,7 +172,7 @@ func (sh *shard) endPlaintext(s *share) {
 			d.conn.Abort()
 			return
 		}
-		d.drain()
+		d.front.Quit()
 		sh.loop.After(plaintextGrace, func() {
 			if d.share != nil {
 				d.conn.Abort()
