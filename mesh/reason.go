@@ -24,6 +24,7 @@ const (
 	ReasonNotMeshTarget   Reason = "not-a-mesh-target" // a CONNECT that names no address of this pod
 	ReasonNoCertificate   Reason = "no-certificate"    // the pod's identity has no certificate yet
 	ReasonTimeout         Reason = "timeout"           // the exchange took longer than allowed
+	ReasonUnresolved      Reason = "unresolved"        // nobody said in time who has the address, and the pod is closed
 )
 
 // ReasonHeader carries the Reason in responses that the mesh made.

@@ -19,12 +19,17 @@ const (
 	// trimFile is the resident part of the program's file above which it is dropped: what start-up, handshakes or some
 	// other rare work needed goes, and what is in constant use comes back at once, in a few hundred page faults.
 	trimFile = 2 << 20
-	// trimSlack is the heap that is not in use at which it is collected and given back entirely. That takes about a
-	// millisecond as long as the heap is not larger than trimHeap.
+	// trimSlack is the heap that is not in use at which it is collected and given back entirely, which takes a millisecond;
+	// a larger heap, for which it takes longer, has an eighth of its size.
 	trimSlack = 384 << 10
-	trimHeap  = 32 << 20
+	trimPart  = 8
 	// trimCycles within trimEvery: the collector has so much to do that what is given back would be taken again at once.
 	trimCycles = 10
+	// trimAge, and as much again for every trimOld of heap, is how long there may be no collection when there is more than
+	// trimYoung: connections that have become idle have let go of what the collector still takes to be in use.
+	trimAge   = 15 * time.Second
+	trimYoung = 2 << 20
+	trimOld   = 16 << 20
 )
 
 // trimmer gives memory back that is not in use, again and again.
@@ -32,6 +37,7 @@ type trimmer struct {
 	loop    *loop.Loop
 	program []span
 	cycles  uint64
+	since   time.Time // of the last collection that was noticed
 }
 
 // trim begins with it. The clock is the loop's, the work is not.
@@ -46,12 +52,14 @@ func trim(l *loop.Loop) {
 }
 
 func (t *trimmer) again() {
-	go t.run()
-	t.loop.After(trimEvery, t.again)
+	go func() {
+		t.run()
+		t.loop.Post(func() { t.loop.After(trimEvery, t.again) })
+	}()
 }
 
 func (t *trimmer) run() {
-	if t.slack() >= trimSlack {
+	if t.due(readHeap(), time.Now()) {
 		debug.FreeOSMemory()
 	}
 	if resident() >= trimFile {
@@ -59,8 +67,15 @@ func (t *trimmer) run() {
 	}
 }
 
-// slack is how much of the heap would be free after a collection, 0 when it is not to be asked for.
-func (t *trimmer) slack() uint64 {
+// heap is the state of the heap: collections since the start, and sizes in bytes.
+type heap struct {
+	cycles  uint64
+	live    uint64 // what the last collection found in use
+	objects uint64 // that, and what was allocated since
+	free    uint64 // pages without objects that the kernel could have back
+}
+
+func readHeap() heap {
 	m := []metrics.Sample{
 		{Name: "/gc/cycles/total:gc-cycles"},
 		{Name: "/gc/heap/live:bytes"},
@@ -68,13 +83,21 @@ func (t *trimmer) slack() uint64 {
 		{Name: "/memory/classes/heap/free:bytes"},
 	}
 	metrics.Read(m)
-	cycles, live, objects, free := m[0].Value.Uint64(), m[1].Value.Uint64(), m[2].Value.Uint64(), m[3].Value.Uint64()
-	since := cycles - t.cycles
-	t.cycles = cycles
-	if since > trimCycles || objects > trimHeap {
-		return 0
+	return heap{m[0].Value.Uint64(), m[1].Value.Uint64(), m[2].Value.Uint64(), m[3].Value.Uint64()}
+}
+
+// due reports whether a collection would give enough back.
+func (t *trimmer) due(h heap, now time.Time) bool {
+	ran := h.cycles - t.cycles
+	t.cycles = h.cycles
+	if ran > 0 || t.since.IsZero() {
+		t.since = now
 	}
-	return free + max(objects, live) - live
+	slack := h.free + max(h.objects, h.live) - h.live
+	if ran <= trimCycles && slack >= max(trimSlack, h.live/trimPart) {
+		return true
+	}
+	return h.objects > trimYoung && now.Sub(t.since) >= trimAge*time.Duration(1+h.objects/trimOld)
 }
 
 // resident is how much of this process's memory is pages of files.

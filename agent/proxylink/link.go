@@ -37,6 +37,8 @@ type Link struct {
 	waiting map[uint64]chan *node.Ack
 	drained func(cookie uint64)
 	early   []uint64 // drained before OnDrained
+	lookup  func(*node.Lookup)
+	asked   []*node.Lookup // before OnLookup
 	err     error
 }
 
@@ -89,6 +91,17 @@ func (l *Link) OnDrained(f func(cookie uint64)) {
 	l.early = nil
 }
 
+// OnLookup says whom to ask for addresses, in order and after Hello's Interest. f must neither block nor use the Link.
+func (l *Link) OnLookup(f func(*node.Lookup)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lookup = f
+	for _, q := range l.asked {
+		f(q)
+	}
+	l.asked = nil
+}
+
 func (l *Link) read() {
 	for {
 		var m node.Message
@@ -109,6 +122,10 @@ func (l *Link) read() {
 			go l.drained(m.Drained.Cookie)
 		case m.Drained != nil:
 			l.early = append(l.early, m.Drained.Cookie)
+		case m.Lookup != nil && l.lookup != nil:
+			l.lookup(m.Lookup)
+		case m.Lookup != nil:
+			l.asked = append(l.asked, m.Lookup)
 		}
 		l.mu.Unlock()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -69,6 +70,8 @@ func converse(c *frame.Conn) {
 			ack.Error = "no such pod"
 		case m.Remove != nil:
 			_ = c.Send(&node.Message{Drained: &node.Drained{Cookie: m.Remove.Cookie}})
+			asked := netip.AddrFrom4([4]byte{10, 0, 0, byte(m.Remove.Cookie)})
+			_ = c.Send(&node.Message{Lookup: &node.Lookup{Add: []netip.Addr{asked}}})
 		}
 		_ = c.Send(&node.Message{ID: m.ID, Ack: ack})
 		if m.Shutdown != nil {
@@ -325,6 +328,8 @@ func TestCalls(t *testing.T) {
 	if _, err := l.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: 7, Drain: true}}); err != nil {
 		t.Fatal(err)
 	}
+	asked := make(chan *node.Lookup, 2)
+	l.OnLookup(func(q *node.Lookup) { asked <- q })
 	got := make(chan uint64, 2)
 	l.OnDrained(func(cookie uint64) { got <- cookie })
 	if _, err := l.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: 8, Drain: true}}); err != nil {
@@ -338,6 +343,11 @@ func TestCalls(t *testing.T) {
 			}
 		case <-time.After(5 * time.Second):
 			t.Fatal("a drained pod was not reported")
+		}
+	}
+	for _, want := range []string{"10.0.0.7", "10.0.0.8"} {
+		if q := <-asked; len(q.Add) != 1 || q.Add[0].String() != want {
+			t.Errorf("asked for %+v, want %s", q, want)
 		}
 	}
 	l.Close()

@@ -4,10 +4,14 @@
 // otherwise, or dies; a new agent reconciles against Hello.
 package node
 
-import "conduit.io/conduit/mesh"
+import (
+	"net/netip"
+
+	"conduit.io/conduit/mesh"
+)
 
 // Version is the protocol version. Agent and proxy of different versions refuse each other.
-const Version = 1
+const Version = 2
 
 // Slot numbers one of a pod's four listeners, in the order in which their descriptors are sent.
 type Slot uint32
@@ -29,6 +33,7 @@ type Message struct {
 	Hello   *Hello   `json:"hello,omitempty"`   // first message on a connection
 	Ack     *Ack     `json:"ack,omitempty"`     // answer to every request
 	Drained *Drained `json:"drained,omitempty"` // unsolicited: a draining pod has no connection left
+	Lookup  *Lookup  `json:"lookup,omitempty"`  // unsolicited: addresses to be told about, or no longer
 
 	// Agent to proxy.
 	Kernel       *Kernel       `json:"kernel,omitempty"`       // files: the socket-tag map
@@ -49,18 +54,26 @@ type Hello struct {
 	Snapshot uint64   `json:"snapshot"` // version it acts on, 0 for none
 	Pods     []uint64 `json:"pods"`     // netns cookies of the pods whose listeners it holds, draining ones excluded
 	Draining []uint64 `json:"draining"`
+	// Interest is every address that it wants to be told about, as the sum of its Lookups.
+	Interest []netip.Addr `json:"interest"`
 }
 
 // Kernel hands over the BPF socket storage that tells the proxy's own sockets apart (package kernel, SockTag).
 type Kernel struct{}
 
 // Snapshot is an immutable, versioned view of discovery. Versions grow; they are not dense.
+//
+// Without OnDemand it is everything that there is: an address that is not in it is outside the mesh. With OnDemand it
+// is what this node was asked for: the proxy has connections to an address wait, for a moment, that neither a
+// workload, nor a Service, nor Nobody has, and asks for it by Lookup.
 type Snapshot struct {
 	Version     uint64          `json:"version"`
 	TrustDomain string          `json:"trustDomain"`
 	Node        string          `json:"node"`
 	Workloads   []mesh.Workload `json:"workloads"`
 	Services    []mesh.Service  `json:"services"`
+	OnDemand    bool            `json:"onDemand,omitempty"`
+	Nobody      []netip.Addr    `json:"nobody,omitempty"` // asked for, and outside the mesh
 }
 
 // Certificates are the leaf certificates of this node's identities, and the roots to trust.
@@ -101,6 +114,13 @@ type Shutdown struct {
 // Drained reports that a draining pod's last connection has ended.
 type Drained struct {
 	Cookie uint64 `json:"cookie"`
+}
+
+// Lookup asks for addresses that pods have dialled. The answer is a Snapshot that has them, as soon as there is one; and
+// later ones have them as long as they are not dropped.
+type Lookup struct {
+	Add  []netip.Addr `json:"add,omitempty"`
+	Drop []netip.Addr `json:"drop,omitempty"` // no connection has used them for minutes
 }
 
 // Ack answers a request. Error is empty on success. Stats is the Prometheus text exposition for a StatsRequest.

@@ -60,6 +60,10 @@ func TestEncoderIsUnderstood(t *testing.T) {
 			for rand.IntN(20) == 0 {
 				e.SetTableSize(uint32(rand.IntN(6000)))
 			}
+			for rand.IntN(20) == 0 {
+				e.Rest()
+				own.Rest()
+			}
 			var want []hpack.HeaderField
 			b := e.Begin(nil)
 			for range rand.IntN(8) {

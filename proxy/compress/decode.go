@@ -50,6 +50,13 @@ func (d *Decoder) Decode(block []byte, fields []hpack.HeaderField, maxFields, ma
 	return all, complete, err
 }
 
+// Rest gives up what is needed only while a block is read, or was.
+func (d *Decoder) Rest() {
+	if d.scratch = nil; d.t.n == 0 {
+		d.t.ring, d.t.first = nil, 0
+	}
+}
+
 // Skip lets the table take notice of the next part of a block; Skipped ends the block.
 func (d *Decoder) Skip(p []byte) error {
 	if len(d.rest) > 0 {

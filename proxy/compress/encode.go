@@ -41,6 +41,16 @@ func (e *Encoder) SetTableSize(n uint32) {
 	e.t.resize(n)
 }
 
+// Rest gives up the table and all that is known of fields, until there is another block, which empties the peer's table.
+func (e *Encoder) Rest() {
+	if e.t.n > 0 {
+		max := e.t.max
+		e.SetTableSize(0)
+		e.SetTableSize(max)
+	}
+	e.t.ring, e.t.first, e.seen = nil, 0, nil
+}
+
 // Begin starts a block: it appends the change of the table's size that the peer must be told of (RFC 7541, 4.2). Of a
 // table that was smaller for a while the least size must be told as well; that is 0 here, because golang.org/x/net takes
 // a second change for an error unless the table is empty.

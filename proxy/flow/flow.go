@@ -43,7 +43,7 @@ type Conn interface {
 
 // Receiver is a protocol on top of a Conn.
 type Receiver interface {
-	// Data delivers bytes, valid only during the call. The receiver takes all of them.
+	// Data delivers bytes, valid only during the call, in which the receiver may overwrite them. It takes all of them.
 	Data(p []byte)
 	// EOF says that the peer has finished sending (FIN, or close_notify). Writing may go on.
 	EOF()

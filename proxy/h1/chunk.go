@@ -15,6 +15,9 @@ const (
 	extCredit = 16 // bytes of extension that a chunk may have, and as many again as it has data
 )
 
+// gathered is how much data is enough to be passed on.
+const gathered = 4 << 10
+
 var errChunk = errors.New("malformed chunked body")
 
 const (
@@ -64,6 +67,21 @@ func (d *chunked) next(p []byte) (n int, data []byte, done bool, err error) {
 		}
 	}
 	return n, nil, false, nil
+}
+
+// gather is next, but that it moves the data of small chunks together, within p: thousands of chunks of a byte are one
+// piece of data to everybody behind. Of a large chunk behind small ones it moves no more than gathered bytes. An error may
+// come with data that was before it.
+func (d *chunked) gather(p []byte) (n int, data []byte, done bool, err error) {
+	n, data, done, err = d.next(p)
+	for len(data) > 0 && len(data) < gathered && n < len(p) && !done && err == nil {
+		var k int
+		var more []byte
+		k, more, done, err = d.next(p[n:min(len(p), n+gathered)])
+		n += k
+		data = append(data, more...) // what it overwrites has been read
+	}
+	return n, data, done, err
 }
 
 func (d *chunked) step(c byte) error {

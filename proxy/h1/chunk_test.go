@@ -11,13 +11,17 @@ import (
 
 // dechunk feeds in to a decoder in pieces.
 func dechunk(in []byte, size int) (body []byte, used int, done bool, err error) {
+	return dechunkBy((*chunked).next, in, size)
+}
+
+func dechunkBy(next func(*chunked, []byte) (int, []byte, bool, error), in []byte, size int) (body []byte, used int, done bool, err error) {
 	var d chunked
 	for used < len(in) && !done && err == nil {
 		p := in[used:min(len(in), used+size)]
 		for len(p) > 0 && !done && err == nil {
 			var n int
 			var b []byte
-			n, b, done, err = d.next(p)
+			n, b, done, err = next(&d, p)
 			body = append(body, b...)
 			used += n
 			p = p[n:]
@@ -39,10 +43,12 @@ func FuzzChunked(f *testing.F) {
 		if len(body) > len(in) || used > len(in) {
 			t.Fatalf("%q: %d bytes of body, %d used", in, len(body), used)
 		}
-		for _, size := range []int{1, 2, 5} {
-			b, u, d, e := dechunk(in, size)
-			if !bytes.Equal(b, body) || d != done || (e == nil) != (err == nil) || e == nil && u != used {
-				t.Fatalf("%q in pieces of %d: %q %d %v %v, whole: %q %d %v %v", in, size, b, u, d, e, body, used, done, err)
+		for _, size := range []int{1, 2, 5, len(in) + 1} {
+			for _, next := range []func(*chunked, []byte) (int, []byte, bool, error){(*chunked).next, (*chunked).gather} {
+				b, u, d, e := dechunkBy(next, bytes.Clone(in), size) // gather writes to it
+				if !bytes.Equal(b, body) || d != done || (e == nil) != (err == nil) || e == nil && u != used {
+					t.Fatalf("%q in pieces of %d: %q %d %v %v, whole: %q %d %v %v", in, size, b, u, d, e, body, used, done, err)
+				}
 			}
 		}
 	})

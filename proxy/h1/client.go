@@ -220,15 +220,17 @@ func (cl *Client) ended(s *exchange.Stream) {
 }
 
 func (cl *Client) chunks(p []byte) int {
-	n, data, done, err := cl.chunk.next(p)
-	if err != nil {
-		cl.fail(mesh.ReasonUpstreamProto)
-		return len(p)
-	}
+	n, data, done, err := cl.chunk.gather(p)
 	if len(data) > 0 {
 		cl.s.Data(exchange.Up, data, false)
 	}
-	if !done || cl.s == nil {
+	switch {
+	case cl.s == nil: // the stream has ended in it
+		return n
+	case err != nil:
+		cl.fail(mesh.ReasonUpstreamProto)
+		return len(p)
+	case !done:
 		return n
 	}
 	f, err := cl.chunk.fields(cl.o.Pool, cl.o.Internal)

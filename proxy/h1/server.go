@@ -21,6 +21,8 @@ const (
 	// answer is not lost to a reset.
 	lingerTimeout = 2 * time.Second
 	lingerMax     = 1 << 20
+	// turnHeads is how many requests are read in one turn, if all of them are answered at once.
+	turnHeads = 64
 	// memoMax bounds the head that is kept for comparison with the next one.
 	memoMax = 1 << 10
 )
@@ -71,6 +73,7 @@ type Server struct {
 
 	lastUse  int64
 	lingered int
+	heads    int // heads read in this turn
 }
 
 // NewServer makes itself the receiver of c. Bytes that were read before are handed on with Data.
@@ -102,7 +105,7 @@ func (sv *Server) Data(p []byte) {
 }
 
 func (sv *Server) run(p []byte) int {
-	sv.busy = true
+	sv.busy, sv.heads = true, 0
 	n := sv.feed(p)
 	sv.busy = false
 	return n
@@ -138,7 +141,7 @@ func (sv *Server) update() {
 	if sv.s != nil {
 		held = int(sv.s.Port(exchange.Down).Held)
 	}
-	if sv.state == stWait || sv.state == stUpgrade {
+	if sv.state == stWait || sv.state == stUpgrade || sv.kicked {
 		held += len(sv.in)
 	}
 	if sv.stalled {
@@ -155,6 +158,10 @@ func (sv *Server) feed(p []byte) int {
 		switch sv.state {
 		case stHead:
 			if sv.stalled = sv.c.Backlog() > flow.HighWater; sv.stalled {
+				return n
+			}
+			if sv.heads++; sv.heads > turnHeads { // the others have their turn
+				sv.kick()
 				return n
 			}
 			k := sv.head(p[n:])
@@ -200,13 +207,16 @@ func (sv *Server) body(p []byte, end bool) {
 }
 
 func (sv *Server) chunks(p []byte) (int, bool) {
-	n, data, done, err := sv.chunk.next(p)
-	if err != nil {
-		sv.bad(err)
-		return 0, false
-	}
+	n, data, done, err := sv.chunk.gather(p)
 	if len(data) > 0 {
 		sv.s.Data(exchange.Down, data, false)
+	}
+	switch {
+	case sv.state != stChunk: // the stream has ended in it
+		return n, true
+	case err != nil:
+		sv.bad(err)
+		return 0, false
 	}
 	if done {
 		f, err := sv.chunk.fields(sv.o.Pool, sv.o.Internal)
@@ -291,9 +301,7 @@ func (sv *Server) EOF() {
 	case stLinger:
 		sv.shut()
 	case stHead, stWait:
-		if !sv.kicked { // else requests are waiting in sv.in
-			sv.end()
-		}
+		sv.end()
 	case stBody, stChunk:
 		s := sv.s
 		sv.s, sv.state = nil, stOver
@@ -307,6 +315,7 @@ func (sv *Server) EOF() {
 // end deals with a client that has sent everything, once nothing of it is left to read.
 func (sv *Server) end() {
 	switch {
+	case sv.kicked: // there is more
 	case sv.state == stHead && !sv.stalled:
 		sv.shut()
 	case sv.state == stWait && sv.s != nil && len(sv.in) == 0:

@@ -67,6 +67,7 @@ type conn struct {
 	watch    flow.Timer // of the greeting, then of idleness or silence
 	greeting bool       // it is of the greeting
 	sure     bool       // see again
+	dozing   bool       // see doze
 	heard    uint32     // how often something came
 	mark     uint32     // of the last stream, or of heard
 

@@ -192,12 +192,16 @@ func (c *conn) onSettings(flags byte, id uint32, p []byte) error {
 		c.first, c.maxPeer = true, unlimited
 		c.agreed()
 	}
+	before := c.initWin
 	for ; len(p) > 0; p = p[6:] {
 		if err := c.setting(int(p[0])<<8|int(p[1]), be32(p[2:])); err != nil {
 			return err
 		}
 	}
-	c.c.Write(appendFrame(c.buf[:0], 0, frSettings, flAck, 0))
+	c.c.Write(appendFrame(c.buf[:0], 0, frSettings, flAck, 0)) // before anything else (RFC 9113, 6.5.3)
+	if c.initWin > before {
+		c.pumpAll()
+	}
 	c.unblock()
 	c.role.settled()
 	return nil
@@ -231,12 +235,11 @@ func (c *conn) setting(id int, v uint32) error {
 	return nil
 }
 
-// setWindow changes the window of every stream by the difference (RFC 9113, 6.9.2).
+// setWindow changes the window of every stream by the difference (RFC 9113, 6.9.2). It sends nothing.
 func (c *conn) setWindow(v int32) error {
 	d := int64(v) - int64(c.initWin)
 	c.initWin = v
-	all := c.streams.refs()
-	for _, r := range all {
+	for _, r := range c.streams.refs() {
 		p := r.S.Port(c.side)
 		w := int64(p.Window) + d
 		if w > maxWindow || w < -maxWindow {
@@ -244,12 +247,14 @@ func (c *conn) setWindow(v int32) error {
 		}
 		p.Window = int32(w)
 	}
-	if d > 0 {
-		for _, r := range all {
-			if r.Live() {
-				r.S.Pump(c.side)
-			}
+	return nil
+}
+
+// pumpAll lets every stream go on.
+func (c *conn) pumpAll() {
+	for _, r := range c.streams.refs() {
+		if r.Live() {
+			r.S.Pump(c.side)
 		}
 	}
-	return nil
 }

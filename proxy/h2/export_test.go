@@ -14,3 +14,6 @@ func (sv *Server) Waiting() int { return len(sv.blocked) - sv.front }
 
 // Kept is how many bytes of input wait for another turn.
 func (sv *Server) Kept() int { return len(sv.rest) + len(sv.in) }
+
+// Dozing reports whether what makes header blocks cheap was given up.
+func (c *conn) Dozing() bool { return c.dozing && c.hp.cur == nil && c.hp.heads == nil }

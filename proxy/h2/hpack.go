@@ -13,7 +13,7 @@ type hpackState struct {
 
 	dec    *compress.Decoder
 	decGen uint32
-	cur    block // scratch, for blocks that are not remembered
+	cur    *block // scratch, for blocks that are not remembered
 	blocks blockMemo
 
 	enc    *compress.Encoder
@@ -34,11 +34,29 @@ func (h *hpackState) decode(pool *exchange.Pool, raw []byte) (*block, error) {
 	if err != nil {
 		return nil, fatal(codeCompression, "bad header block: "+err.Error())
 	}
-	h.cur = block{fields: fields, big: !complete}
+	h.scratch(block{fields: fields, big: !complete})
 	if slot < 0 || h.cur.big {
-		return &h.cur, nil
+		return h.cur, nil
 	}
 	return h.keep(slot, raw), nil
+}
+
+func (h *hpackState) scratch(b block) {
+	if h.cur == nil {
+		h.cur = &block{}
+	}
+	*h.cur = b
+}
+
+// rest gives up what makes blocks cheap that come again. It is called between blocks, when no more have come for a while.
+func (h *hpackState) rest() {
+	h.cur, h.blocks, h.heads = nil, blockMemo{}, nil
+	if h.enc != nil {
+		h.enc.Rest()
+	}
+	if h.dec != nil {
+		h.dec.Rest()
+	}
 }
 
 func (h *hpackState) decoder() *compress.Decoder {
@@ -61,8 +79,8 @@ func (h *hpackState) skimmed() (*block, error) {
 	if err := h.dec.Skipped(); err != nil {
 		return nil, fatal(codeCompression, "bad header block: "+err.Error())
 	}
-	h.cur = block{big: true}
-	return &h.cur, nil
+	h.scratch(block{big: true})
+	return h.cur, nil
 }
 
 // fixed reports whether a header block leaves the dynamic table alone: indexed fields, and literals that are not

@@ -180,6 +180,7 @@ func (sv *Server) headers(id uint32, end bool, b *block) error {
 }
 
 func (sv *Server) open(id uint32, end bool, req *exchange.Head, left int64) {
+	sv.awake()
 	s := sv.pool.NewStream(sv, sv.h, &sv.o)
 	*s.Port(exchange.Down) = exchange.Port{ID: id, Window: sv.initWin, Left: left, GotEnd: end}
 	sv.streams.put(id, s)

@@ -65,6 +65,51 @@ func TestWindowShrinksBelowZero(t *testing.T) {
 	r.check(t)
 }
 
+// What SETTINGS allow is sent behind their acknowledgement, which comes at once, and only when all of them have been
+// heeded: a window that was larger for the length of a frame has not been granted (RFC 9113, 6.5.3). Both codecs are senders.
+func TestSettingsAreAcknowledgedFirst(t *testing.T) {
+	const window = http2.SettingInitialWindowSize
+	for name, ends := range map[string]func(r *rig) (reader, writer *exchangetest.H2){
+		"server": func(r *rig) (_, _ *exchangetest.H2) { return r.client, r.app },
+		"client": func(r *rig) (_, _ *exchangetest.H2) { return r.app, r.client },
+	} {
+		r := newRig(false)
+		reader, writer := ends(r)
+		// after sends settings and tells, by their types, what frames come back, and how long the stream's data are by then.
+		after := func(s ...http2.Setting) (types string, n int) {
+			at := len(reader.Frames)
+			reader.Settings(s...)
+			r.n.Run()
+			for _, f := range reader.Frames[at:] {
+				types += f.Type.String() + " "
+			}
+			return types, data(reader, 1)
+		}
+		after(http2.Setting{ID: window, Val: 0})
+		r.client.Headers(1, writer == r.app, postReq...)
+		r.n.Run()
+		r.app.Headers(1, false, ":status", "200")
+		writer.Body(1, false, make([]byte, 10))
+		writer.Headers(1, true, "x-trailer", "1")
+		r.n.Run()
+		for _, c := range []struct {
+			settings []http2.Setting
+			types    string
+			n        int
+		}{
+			{[]http2.Setting{{ID: window, Val: 1}}, "SETTINGS DATA ", 1},
+			{[]http2.Setting{{ID: window, Val: 100}, {ID: window, Val: 3}}, "SETTINGS DATA ", 3},
+			{[]http2.Setting{{ID: window, Val: 100}, {ID: window, Val: 0}}, "SETTINGS ", 3},
+			{[]http2.Setting{{ID: window, Val: 100}, {ID: http2.SettingHeaderTableSize, Val: 0}}, "SETTINGS DATA HEADERS ", 10},
+		} {
+			if types, n := after(c.settings...); types != c.types || n != c.n {
+				t.Errorf("%s: after %v came %swith %d bytes in all, want %swith %d", name, c.settings, types, n, c.types, c.n)
+			}
+		}
+		r.check(t)
+	}
+}
+
 // A window that a change would make too large ends the connection (RFC 9113, 6.9.2).
 func TestWindowGrowsTooFar(t *testing.T) {
 	r := newRig(false)

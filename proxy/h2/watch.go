@@ -14,6 +14,9 @@ const (
 	greetTimeUp = 30 * time.Second
 	// idleTime: a client's connection that has carried no stream for so long, or at most twice as long, goes away.
 	idleTime = 30 * time.Minute
+	// dozeTime: a client's connection without streams for so long, or at most twice as long, gives up the memory that it
+	// has to be quick. A server's does the same when nobody has had to look whether it is silent.
+	dozeTime = 5 * time.Second
 	// A server that is silent for linkSilence, or appSilence, and at most twice as long, while streams wait for it, is
 	// asked with a PING, and is given up when it says nothing for as long again. Applications are not asked often: gRPC servers close connections
 	// that are asked more than every five minutes, and a dead host is found by its kernel's silence (TCP keepalive).
@@ -67,17 +70,37 @@ func (c *conn) again(f func()) bool {
 
 // begun implements role: from now on an idle connection is a waste.
 func (sv *Server) begun() {
-	sv.mark = sv.hp.lastID
-	sv.watch = sv.clock.After(idleTime, sv.check)
+	sv.mark, sv.dozing = sv.hp.lastID, false
+	sv.watch = sv.clock.After(dozeTime, sv.check)
 }
 
 func (sv *Server) check() {
 	sv.watch = nil
 	switch {
 	case sv.over || sv.draining:
-	case sv.streams.len() == 0 && sv.mark == sv.hp.lastID:
-		sv.Drain()
+	case sv.streams.len() > 0 || sv.mark != sv.hp.lastID:
+		sv.begun()
+	case !sv.dozing:
+		sv.doze()
+		sv.watch = sv.clock.After(idleTime-dozeTime, sv.check)
 	default:
+		sv.Drain()
+	}
+}
+
+// doze gives up the memory that a connection without streams can do without.
+func (c *conn) doze() {
+	c.dozing = true
+	c.streams, c.blocked, c.front = table{}, nil, 0
+	if c.hdrID == 0 {
+		c.hp.rest()
+	}
+}
+
+// awake is called when a stream begins.
+func (sv *Server) awake() {
+	if sv.dozing && sv.watch != nil {
+		sv.watch.Stop()
 		sv.begun()
 	}
 }
@@ -104,7 +127,9 @@ func (cl *Client) patience() time.Duration {
 func (cl *Client) listened() {
 	cl.watch = nil
 	switch {
-	case cl.over || cl.streams.len() == 0: // Send begins anew
+	case cl.over:
+	case cl.streams.len() == 0: // Send begins anew
+		cl.doze()
 	case cl.mark != cl.heard:
 		cl.listen()
 	case !cl.asked:

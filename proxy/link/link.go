@@ -154,6 +154,12 @@ func (s *Server) serve(c *frame.Conn) error {
 		return err
 	}
 	s.log.Info("agent connected")
+	ended, told := make(chan struct{}), make(chan struct{})
+	defer func() { close(ended); <-told }()
+	go func() {
+		defer close(told)
+		s.ask(c, ended)
+	}()
 	for {
 		var m api.Message
 		files, err := c.Receive(&m)
@@ -167,6 +173,25 @@ func (s *Server) serve(c *frame.Conn) error {
 		}
 		if grace >= 0 {
 			s.shutdown(grace)
+		}
+	}
+}
+
+// ask passes on the node's questions until ended is closed.
+func (s *Server) ask(c *frame.Conn, ended <-chan struct{}) {
+	for {
+		select {
+		case <-ended:
+			return
+		case <-s.node.Interest():
+		}
+		l := s.node.Lookup()
+		if len(l.Add)+len(l.Drop) == 0 {
+			continue
+		}
+		if err := s.send(c, &api.Message{Lookup: l}); err != nil {
+			c.Close() // the next agent is told in Hello
+			return
 		}
 	}
 }

@@ -51,6 +51,7 @@ type testNode struct {
 	id     uint64
 	acks   chan *api.Message
 	drains chan uint64
+	asked  chan *api.Lookup
 	ended  chan time.Duration
 }
 
@@ -103,8 +104,8 @@ func (n *testNode) connect() {
 		n.t.Fatalf("hello: %v %+v", err, m)
 	}
 	n.agent, n.hello = c, m.Hello
-	acks, drains := make(chan *api.Message, 16), make(chan uint64, 16)
-	n.acks, n.drains = acks, drains
+	acks, drains, asked := make(chan *api.Message, 16), make(chan uint64, 16), make(chan *api.Lookup, 16)
+	n.acks, n.drains, n.asked = acks, drains, asked
 	go func() {
 		defer close(acks)
 		for {
@@ -112,9 +113,12 @@ func (n *testNode) connect() {
 			if _, err := c.Receive(&m); err != nil {
 				return
 			}
-			if m.Drained != nil {
+			switch {
+			case m.Drained != nil:
 				drains <- m.Drained.Cookie
-			} else {
+			case m.Lookup != nil:
+				asked <- m.Lookup
+			default:
 				acks <- &m
 			}
 		}

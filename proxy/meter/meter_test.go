@@ -102,7 +102,7 @@ func TestReasonsComplete(t *testing.T) {
 		mesh.ReasonNone, mesh.ReasonNoEndpoints, mesh.ReasonConnect, mesh.ReasonConnectTimeout, mesh.ReasonTLS,
 		mesh.ReasonPeerIdentity, mesh.ReasonPlaintext, mesh.ReasonUpstreamReset, mesh.ReasonUpstreamProto,
 		mesh.ReasonDownstreamReset, mesh.ReasonBadRequest, mesh.ReasonTooLarge, mesh.ReasonOverload,
-		mesh.ReasonDraining, mesh.ReasonNotMeshTarget, mesh.ReasonNoCertificate, mesh.ReasonTimeout,
+		mesh.ReasonDraining, mesh.ReasonNotMeshTarget, mesh.ReasonNoCertificate, mesh.ReasonTimeout, mesh.ReasonUnresolved,
 	} {
 		if reasonIndex(r) == len(reasons)-1 {
 			t.Errorf("reason %q is counted as other", r)

@@ -11,6 +11,7 @@ type Process struct {
 	Accepted         atomic.Uint64 // connections accepted
 	Open             atomic.Int64  // accepted connections that are open
 	RefusedPlaintext atomic.Uint64 // connections refused by STRICT
+	Unresolved       atomic.Uint64 // outbound connections to an address that nobody said in time who has it
 	MeshOpen         atomic.Int64  // mTLS connections open, both roles
 	MeshDialled      atomic.Uint64 // mTLS connections dialled
 	Retries          atomic.Uint64 // streams sent again

@@ -1,6 +1,7 @@
 package mtls_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -243,6 +244,12 @@ type badClient struct {
 	reason mesh.Reason
 }
 
+// long has n certificates where one would do.
+func long(l node.Leaf, n int) node.Leaf {
+	l.Chain = bytes.Repeat(l.Chain, n)
+	return l
+}
+
 // badClients spoil cfg, a good client's configuration for the identity id, each in its own way.
 func badClients(t *testing.T, ca *authority, cfg *tls.Config, id mesh.Identity) []badClient {
 	other := newAuthority(t)
@@ -265,6 +272,7 @@ func badClients(t *testing.T, ca *authority, cfg *tls.Config, id mesh.Identity) 
 	old.MinVersion, old.MaxVersion, old.CurvePreferences = tls.VersionTLS12, tls.VersionTLS12, nil
 	edit := func(f func(*x509.Certificate)) *tls.Config { return with(ca.leaf(t, id, f)) }
 	return []badClient{
+		{"nine certificates", with(long(ca.leaf(t, id, nil), 9)), mtls.ErrUntrusted, mesh.ReasonTLS},
 		{"no certificate", none, mtls.ErrNoCertificate, mesh.ReasonTLS},
 		{"expired", edit(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), mtls.ErrExpired, mesh.ReasonTLS},
 		{"not yet valid", edit(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), mtls.ErrExpired, mesh.ReasonTLS},
@@ -324,6 +332,7 @@ func TestClientRejects(t *testing.T) {
 	}{
 		{"somebody else", ca.leaf(t, ident("thief"), nil), ca.pem, nil, mesh.ReasonPeerIdentity},
 		{"wrong trust domain", ca.leaf(t, foreign, nil), ca.pem, mtls.ErrTrustDomain, mesh.ReasonPeerIdentity},
+		{"nine certificates", long(ca.leaf(t, srv, nil), 9), ca.pem, mtls.ErrUntrusted, mesh.ReasonTLS},
 		{"expired", ca.leaf(t, srv, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), ca.pem, mtls.ErrExpired, mesh.ReasonTLS},
 		{"another authority", other.leaf(t, srv, nil), other.pem, mtls.ErrUntrusted, mesh.ReasonTLS},
 		{"clients only", ca.leaf(t, srv, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), ca.pem, mtls.ErrUntrusted, mesh.ReasonTLS},
@@ -350,7 +359,7 @@ func TestClientRejects(t *testing.T) {
 func TestSession(t *testing.T) {
 	ca := newAuthority(t)
 	srv, cli, cli2 := ident("server"), ident("client"), ident("client2")
-	st := storeOf(t, ca.pem, ca.leaf(t, srv, nil), ca.leaf(t, cli, nil), ca.leaf(t, cli2, nil))
+	st := storeOf(t, ca.pem, ca.leaf(t, srv, nil), ca.leaf(t, cli, nil), long(ca.leaf(t, cli2, nil), 8))
 	s := newServer(t, func() *tls.Config { return serverConfig(t, st, srv) })
 	again := func(own mesh.Identity, resumed bool, when string) {
 		t.Helper()

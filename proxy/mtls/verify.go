@@ -105,8 +105,14 @@ func (v *verifier) check(cs *tls.ConnectionState) error {
 	return nil
 }
 
+// maxChain is how many certificates a peer may send. Each may cost the check of a signature, by a key of its choice.
+const maxChain = 8
+
 // chain checks signatures, validity and use.
 func (v *verifier) chain(certs []*x509.Certificate) error {
+	if len(certs) > maxChain {
+		return fmt.Errorf("%w: a chain of %d certificates, more than %d", ErrUntrusted, len(certs), maxChain)
+	}
 	opts := x509.VerifyOptions{Roots: v.roots, Intermediates: x509.NewCertPool(), CurrentTime: v.now(), KeyUsages: []x509.ExtKeyUsage{v.usage}}
 	for _, c := range certs[1:] {
 		opts.Intermediates.AddCert(c)

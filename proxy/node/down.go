@@ -71,13 +71,22 @@ func (sh *shard) accept(s *share, slot api.Slot, c *sock.Conn) {
 	switch {
 	case slot == api.OutV4 || slot == api.OutV6:
 		d.kind = outbound
-		sh.serveOutbound(d)
+		if !sh.lookUp(d) {
+			sh.serveOutbound(d)
+		}
 	case d.dst.Port() == sh.n.o.MeshPort:
 		d.kind = inboundMesh
 		sh.serveMesh(d, c)
 	default:
 		d.kind = inboundPlain
 		sh.servePlain(d)
+	}
+}
+
+// stale has the destination of d resolved anew.
+func (d *down) stale() {
+	if d.target != nil {
+		d.target.gen = 0
 	}
 }
 
@@ -190,6 +199,7 @@ func (sh *shard) servePlain(d *down) {
 		sh.refuse(d, mesh.ReasonPlaintext)
 		return
 	}
+	sh.notice(d.client.Addr())
 	d.src = sh.clientLabel(d.client.Addr())
 	declared := sh.n.table.Load().Declared(d.dst)
 	o := front.Options{Handler: handler{sh}, Server: sh.serverOptions(d), Protocol: mesh.Detect}

@@ -59,6 +59,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 	}
 	c.SetUserTimeout(meshTimeout)
 	d.hbone = cs.NegotiatedProtocol != mesh.ALPNConduit
+	sh.notice(d.client.Addr())
 	d.src = sh.peerLabel(d.client.Addr(), peer)
 	d.label = sh.inLabels(d.src, label(d.share.pod.record()))
 	d.opened(d.label.conn(sh, meter.MTLS, meter.HTTP2))

@@ -44,13 +44,14 @@ type Options struct {
 // Node is the data plane. Its methods may be called from any goroutine but those of its loops; each returns when what
 // it asks has taken effect.
 type Node struct {
-	o       Options
-	shards  []*shard
-	table   *table.Live
-	certs   *mtls.Store
-	tags    atomic.Pointer[sock.TagMap]
-	process meter.Process
-	pods    atomic.Pointer[registry]
+	o        Options
+	shards   []*shard
+	table    *table.Live
+	certs    *mtls.Store
+	tags     atomic.Pointer[sock.TagMap]
+	process  meter.Process
+	pods     atomic.Pointer[registry]
+	interest *interest
 
 	mu      sync.Mutex // orders changes
 	drained func(cookie uint64)
@@ -73,7 +74,7 @@ func New(o Options) *Node {
 	if o.MeshPort == 0 {
 		o.MeshPort = mesh.MeshPort
 	}
-	n := &Node{o: o, table: table.NewLive(), certs: mtls.New(nil)}
+	n := &Node{o: o, table: table.NewLive(), certs: mtls.New(nil), interest: newInterest()}
 	n.pods.Store(&registry{})
 	for _, l := range o.Loops {
 		n.shards = append(n.shards, newShard(n, l))
@@ -94,7 +95,7 @@ func (n *Node) Hello() *api.Hello {
 	h := &api.Hello{
 		Version: api.Version, PID: os.Getpid(), Build: n.o.Build,
 		Kernel: n.tags.Load() != nil, Snapshot: n.table.Load().Version,
-		Pods: []uint64{}, Draining: []uint64{},
+		Pods: []uint64{}, Draining: []uint64{}, Interest: n.interest.all(),
 	}
 	for c, p := range n.pods.Load().byCookie {
 		if p.draining.Load() {

@@ -71,6 +71,10 @@ func (sh *shard) resolve(d *down) *target {
 	if d.target != nil && d.target.gen == t.Generation {
 		return d.target
 	}
+	if d.target != nil && d.target.known && !t.Covers(d.dst.Addr()) {
+		// An agent that has just begun does not know it yet. Nothing that went by mTLS goes on in plaintext meanwhile.
+		return d.target
+	}
 	p := d.share.pod
 	k := targetKey{p, d.dst}
 	tg := sh.targets[k]

@@ -47,6 +47,7 @@ type shard struct {
 	balancers map[balancerKey]*balance.Balancer
 	targets   map[targetKey]*target
 	inbound   map[[2]string]*labels
+	lookups   map[netip.Addr]*lookup
 	tunnels   *call // ring head, through call.prev and call.next
 	free      *call
 	leaving   bool
@@ -58,7 +59,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		set: meter.NewSet(n.o.MaxSeries), streams: exchange.NewPool(), memory: detect.NewMemory(maxVerdicts),
 		shares: map[*pod]*share{}, pools: map[poolKey]*group{},
 		balancers: map[balancerKey]*balance.Balancer{}, targets: map[targetKey]*target{},
-		inbound: map[[2]string]*labels{},
+		inbound: map[[2]string]*labels{}, lookups: map[netip.Addr]*lookup{},
 		tunnels: &call{},
 	}
 	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process}
@@ -150,7 +151,7 @@ func (sh *shard) recordChanged(p *pod, identity bool) {
 	if s == nil {
 		return
 	}
-	s.each(func(d *down) { d.target = nil; d.label = nil })
+	s.each(func(d *down) { d.stale(); d.label = nil })
 	if p.record().Mode != mesh.Permissive {
 		sh.endPlaintext(s)
 	}
@@ -202,6 +203,7 @@ func (sh *shard) snapshotChanged() {
 			delete(sh.balancers, k)
 		}
 	}
+	sh.answered()
 }
 
 // remove ends everything of p at once.
@@ -292,6 +294,7 @@ func (sh *shard) sweep() {
 		}
 	}
 	sh.set.Sweep(sh.loop.Now())
+	sh.forget()
 	sh.loop.After(sweepEvery, sh.sweep)
 }
 

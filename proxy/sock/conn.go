@@ -128,7 +128,8 @@ func (c *Conn) LocalAddr() netip.AddrPort {
 // RemoteAddr implements flow.Conn.
 func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
 
-// TLS is the state of the TLS session, nil without one. It is a copy, made anew at every call.
+// TLS is the state of the TLS session, nil without one. It is a copy, made anew at every call. A server's has the client's
+// certificates until StartTLS's done has returned.
 func (c *Conn) TLS() *tls.ConnectionState {
 	if c.tls == nil || c.stage != nil {
 		return nil // a handshake that is under way holds the session's lock

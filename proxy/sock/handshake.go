@@ -187,6 +187,9 @@ func (h *handshake) finish(err error) {
 	if err == nil {
 		c.tls.begin()
 		h.done(nil)
+		if h.slots == &serverSlots { // a client has them written into its next ticket
+			c.tls.dropCertificates()
+		}
 		c.mark()
 		c.soon()
 		return

@@ -3,6 +3,7 @@ package sock
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"reflect"
 	"runtime"
 	"strings"
@@ -39,6 +40,8 @@ type layout struct {
 	rawInput uintptr // bytes.Buffer: records that were read
 	hand     uintptr // bytes.Buffer: handshake messages
 	retries  uintptr // int: records in succession that were of no use
+	certs    uintptr // []*x509.Certificate: the peer's
+	chains   uintptr // [][]*x509.Certificate: by which they were verified
 }
 
 // halfLayout is where fields of one direction are, a halfConn.
@@ -69,6 +72,8 @@ func lookUp(version string) (l layout, ok bool) {
 	_, l.rawInput = field(conn, "rawInput", reflect.TypeFor[bytes.Buffer]())
 	_, l.hand = field(conn, "hand", reflect.TypeFor[bytes.Buffer]())
 	_, l.retries = field(conn, "retryCount", reflect.TypeFor[int]())
+	_, l.certs = field(conn, "peerCertificates", reflect.TypeFor[[]*x509.Certificate]())
+	_, l.chains = field(conn, "verifiedChains", reflect.TypeFor[[][]*x509.Certificate]())
 	return l, ok
 }
 

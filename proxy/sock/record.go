@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,15 @@ func (s *session) begin() {
 	s.ours = cs.Version == tls.VersionTLS13 && s.aead(&fields.in) != nil && s.aead(&fields.out) != nil
 	if s.ours {
 		s.takeRaw()
+	}
+}
+
+// dropCertificates frees what has been looked at: with all that is parsed of it, a chain takes as much as the rest of the
+// session.
+func (s *session) dropCertificates() {
+	if s.ours {
+		*inside[[]*x509.Certificate](s.tc, fields.certs) = nil
+		*inside[[][]*x509.Certificate](s.tc, fields.chains) = nil
 	}
 }
 

@@ -62,6 +62,39 @@ func secure(t *testing.T, l *loop.Loop) (*Conn, *tls.Conn, *net.TCPConn) {
 	return c, tc, peer
 }
 
+// TestTLSClientCertificatesGo: a server looks at the client's certificates when the handshake ends, and keeps none.
+func TestTLSClientCertificatesGo(t *testing.T) {
+	l := start(t)
+	server, client := configs()
+	server, client = server.Clone(), client.Clone()
+	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, client.RootCAs
+	client.Certificates = server.Certificates
+	type ended struct {
+		c  *Conn
+		cs *tls.ConnectionState
+	}
+	done := make(chan ended, 1)
+	addr := addrPortOf(t, serve(t, l, func(c *Conn) {
+		c.StartTLS(server, func(error) { done <- ended{c, c.TLS()} })
+	}))
+	up, err := dialed(t, l, DialOptions{Addr: addr, TLS: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := recv(t, done)
+	if e.cs == nil || len(e.cs.PeerCertificates) != 1 || len(e.cs.VerifiedChains) != 1 {
+		t.Fatalf("the handshake ended with %+v", e.cs)
+	}
+	do(t, l, func() {
+		if cs := e.c.TLS(); known && (cs.PeerCertificates != nil || cs.VerifiedChains != nil) {
+			t.Errorf("the server's end keeps %d certificates, %d chains", len(cs.PeerCertificates), len(cs.VerifiedChains))
+		}
+		if cs := up.TLS(); len(cs.PeerCertificates) != 1 || len(cs.VerifiedChains) != 1 {
+			t.Errorf("the client's end has %d certificates, %d chains for its tickets", len(cs.PeerCertificates), len(cs.VerifiedChains))
+		}
+	})
+}
+
 func TestTLSPeerClosesFirst(t *testing.T) {
 	l := start(t)
 	c, tc, _ := secure(t, l)

@@ -62,6 +62,8 @@ type Table struct {
 	byAddr    map[netip.Addr]*mesh.Workload
 	byUID     map[string]*mesh.Workload
 	services  map[netip.Addr]*Service
+	onDemand  bool
+	nobody    map[netip.Addr]struct{}
 	declared  map[target]mesh.Protocol
 }
 
@@ -79,6 +81,11 @@ func New(s *node.Snapshot) *Table {
 		byAddr:    make(map[netip.Addr]*mesh.Workload, len(s.Workloads)),
 		byUID:     make(map[string]*mesh.Workload, len(s.Workloads)),
 		services:  make(map[netip.Addr]*Service, len(s.Services)),
+		onDemand:  s.OnDemand,
+		nobody:    make(map[netip.Addr]struct{}, len(s.Nobody)),
+	}
+	for _, a := range s.Nobody {
+		t.nobody[a.Unmap()] = struct{}{}
 	}
 	for i := range t.workloads {
 		w := &t.workloads[i]
@@ -161,6 +168,16 @@ func (t *Table) Service(dst netip.AddrPort) (*Port, *Service) {
 
 // Workload is the workload that has address a, or nil.
 func (t *Table) Workload(a netip.Addr) *mesh.Workload { return t.byAddr[a.Unmap()] }
+
+// Covers reports whether the snapshot says who has a, if only that nobody has. A whole snapshot covers every address.
+func (t *Table) Covers(a netip.Addr) bool {
+	a = a.Unmap()
+	if !t.onDemand || t.byAddr[a] != nil || t.services[a] != nil {
+		return true
+	}
+	_, ok := t.nobody[a]
+	return ok
+}
 
 // Declared is the protocol that Services declare for port dst of a workload; Detect where none does.
 func (t *Table) Declared(dst netip.AddrPort) mesh.Protocol {

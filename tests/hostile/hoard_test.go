@@ -47,7 +47,7 @@ func waves(f *field) error {
 		all = append(all, p)
 	}
 	quick := &field{addr: f.addr, b: f.b}
-	for i := 0; !f.seen(); i++ {
+	for i := 0; f.seen == nil || !f.seen(); i++ {
 		for _, p := range all {
 			var b []byte
 			for k := range 10 {

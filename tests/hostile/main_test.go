@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if product == nil {
 		panic("nothing to test")
 	}
+	if spec := os.Getenv(attackEnv); spec != "" {
+		attackFor(spec)
+	}
 	dir, err := os.MkdirTemp("", "conduit-hostile-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,215 @@
+package link_test
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	api "conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
+)
+
+// onDemand is local, with a snapshot that has the node's own pods alone.
+func onDemand(t *testing.T, down mesh.Down) *testNode {
+	t.Helper()
+	n := startNode(t)
+	n.ca = newCA(t)
+	client := workload("client", "n1", clientIP)
+	client.Down = down
+	n.must(&api.Message{Snapshot: ownPods(1)})
+	n.certify(n.ca, "client", "web")
+	n.addPod(101, client, "", httpSvc)
+	n.addPod(202, workload("web", "n1", webIP), "", "")
+	return n
+}
+
+func ownPods(version uint64) *api.Snapshot {
+	return &api.Snapshot{
+		Version: version, TrustDomain: "test", OnDemand: true,
+		Workloads: []mesh.Workload{workload("client", "n1", clientIP), workload("web", "n1", webIP)},
+	}
+}
+
+// wantAsked waits until the agent has been asked for exactly add and drop.
+func (n *testNode) wantAsked(add, drop string) {
+	n.t.Helper()
+	select {
+	case l := <-n.asked:
+		if got, gone := join(l.Add), join(l.Drop); got != add || gone != drop {
+			n.t.Fatalf("asked for %q, and no longer for %q", got, gone)
+		}
+	case <-time.After(5 * time.Second):
+		n.t.Fatal("the agent was not asked")
+	}
+}
+
+func join(all []netip.Addr) string {
+	var out []string
+	for _, a := range all {
+		out = append(out, a.String())
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func TestConnectionWaitsForItsDestination(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	httpApp(t, webIP+":8080", "one")
+	answer := make(chan string)
+	for range 3 {
+		go func() {
+			status, body, _ := get(t, httpClient(t, true), "http://"+httpSvc+"/")
+			answer <- strings.Fields(body)[0]
+			if status != 200 {
+				t.Errorf("status %d", status)
+			}
+		}()
+	}
+	n.wantAsked("127.9.9.1", "")
+	s := ownPods(2)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080")}
+	n.must(&api.Message{Snapshot: s})
+	for range 3 {
+		if body := <-answer; body != "one" {
+			t.Errorf("%q", body)
+		}
+	}
+	n.want(`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="local",route="default"} 3`,
+		"conduit_proxy_unresolved_total 0")
+	select {
+	case l := <-n.asked:
+		t.Errorf("asked again: %+v", l)
+	default:
+	}
+}
+
+// echoes dials addr and reports whether what was written comes back.
+func echoes(t *testing.T, addr string) bool {
+	t.Helper()
+	c := dial(t, addr)
+	defer c.Close()
+	_, _ = io.WriteString(c, "hello")
+	_ = c.CloseWrite()
+	all, _ := io.ReadAll(c)
+	return string(all) == "hello"
+}
+
+func TestNobodysAddressIsOutsideTheMesh(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	client := workload("other", "n1", "127.9.3.1")
+	client.Down = mesh.DownClosed
+	n.addPodIn(otherNetns(t, "127.9.9.4:9000", echo), 303, client, "", "127.9.9.4:9000")
+	done := make(chan bool)
+	go func() { done <- echoes(t, "127.9.9.4:9000") }()
+	n.wantAsked("127.9.9.4", "")
+	s := ownPods(2)
+	s.Nobody = []netip.Addr{netip.MustParseAddr("127.9.9.4")}
+	n.must(&api.Message{Snapshot: s})
+	if !<-done || !echoes(t, "127.9.9.4:9000") {
+		t.Error("no echo")
+	}
+	n.want("conduit_proxy_unresolved_total 0")
+}
+
+// A pod that is open while there is no proxy is open while there is no answer: after a moment, and then at once.
+func TestOpenPodGoesOnWithoutAnAnswer(t *testing.T) {
+	n := onDemand(t, mesh.DownOpen)
+	client := workload("other", "n1", "127.9.3.1")
+	client.Down = mesh.DownOpen
+	n.addPodIn(otherNetns(t, "127.9.9.4:9000", echo), 303, client, "", "127.9.9.4:9000")
+	if !echoes(t, "127.9.9.4:9000") || !echoes(t, "127.9.9.4:9000") {
+		t.Error("no echo")
+	}
+	n.want("conduit_proxy_unresolved_total 2", `conduit_proxy_connections_total 2`)
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	for range 2 { // the second does not wait
+		c, err := net.Dial("tcp", httpSvc)
+		if err != nil {
+			continue // it was reset before Dial had returned
+		}
+		if _, err := io.ReadAll(c); err == nil {
+			t.Error("the connection ended in order")
+		}
+		c.Close()
+	}
+	n.want("conduit_proxy_unresolved_total 2", `conduit_proxy_connections_failed_total{reason="unresolved"} 2`)
+}
+
+// The answer may come when all have given up: the next connection is served.
+func TestLateAnswer(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	httpApp(t, webIP+":8080", "one")
+	if c, err := net.Dial("tcp", httpSvc); err == nil {
+		_, _ = io.ReadAll(c)
+		c.Close()
+	}
+	n.want("conduit_proxy_unresolved_total 1")
+	s := ownPods(2)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080")}
+	n.must(&api.Message{Snapshot: s})
+	if _, body, _ := get(t, httpClient(t, false), "http://"+httpSvc+"/"); !strings.HasPrefix(body, "one") {
+		t.Errorf("%q", body)
+	}
+}
+
+// A new agent learns what its predecessor was asked; and until it knows an address, what was known of it stays in force
+// for connections that are open.
+func TestNewAgentIsTold(t *testing.T) {
+	n := onDemand(t, mesh.DownOpen)
+	httpApp(t, webIP+":8080", "one")
+	s := ownPods(2)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.HTTP1, webIP+":8080")}
+	n.must(&api.Message{Snapshot: ownPods(2)})
+	c := httpClient(t, false)
+	done := make(chan string)
+	go func() { _, body, _ := get(t, c, "http://"+httpSvc+"/"); done <- body }()
+	n.wantAsked("127.9.9.1", "")
+	n.must(&api.Message{Snapshot: s})
+	if body := <-done; !strings.HasPrefix(body, "one") {
+		t.Fatalf("%q", body)
+	}
+	n.agent.Close()
+	n.connect()
+	if got := join(n.hello.Interest); got != "127.9.9.1" {
+		t.Errorf("Hello has %q", got)
+	}
+	n.must(&api.Message{Snapshot: ownPods(3)})
+	if _, body, _ := get(t, c, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "one") {
+		t.Errorf("on the old connection: %q", body)
+	}
+	n.want("conduit_proxy_connections_total 1", "conduit_proxy_unresolved_total 0")
+}
+
+// A client that gives up while its destination is looked up leaves nothing.
+func TestClientGivesUpWaiting(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	c := dial(t, httpSvc)
+	n.wantAsked("127.9.9.1", "")
+	_ = c.SetLinger(0)
+	c.Close()
+	n.want("conduit_proxy_connections_open 0")
+	s := ownPods(2)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080")}
+	n.must(&api.Message{Snapshot: s})
+	n.want("conduit_proxy_connections_open 0")
+}
+
+// Clients of an inbound connection do not wait; that they are known later is enough.
+func TestInboundDoesNotWait(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	server := workload("other", "n1", "127.9.3.1")
+	server.Mode = mesh.Permissive
+	n.addPodIn(otherNetns(t, "127.9.3.1:8080", echo), 303, server, "127.9.3.1:8080", "")
+	if !echoes(t, "127.9.3.1:8080") {
+		t.Error("no echo")
+	}
+	n.wantAsked("127.0.0.1", "")
+	n.want("conduit_proxy_unresolved_total 0")
+}

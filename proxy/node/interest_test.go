@@ -1,0 +1,64 @@
+package node
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	api "conduit.io/conduit/api/node"
+)
+
+func TestInterest(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	in := newInterest()
+	want := func(what string, add, drop int) {
+		t.Helper()
+		if l := in.take(); len(l.Add) != add || len(l.Drop) != drop {
+			t.Errorf("%s: %+v", what, l)
+		}
+	}
+	if !in.hold(a, 2) || !in.hold(a, 2) || !in.hold(b, 2) {
+		t.Fatal("two addresses are too many")
+	}
+	if in.hold(netip.MustParseAddr("10.0.0.2"), 2) {
+		t.Error("a third of two is held")
+	}
+	want("two held", 2, 0)
+	want("nothing since", 0, 0)
+	in.release(a)
+	want("one shard has left", 0, 0)
+	in.release(a)
+	want("the last shard has left", 0, 1)
+	in.release(b)
+	in.hold(b, 2)
+	want("left and returned", 0, 0)
+	in.hold(a, 2)
+	in.release(a)
+	want("came and went", 0, 0)
+	if all := in.all(); len(all) != 1 || all[0] != b {
+		t.Errorf("all: %v", all)
+	}
+	in.release(b)
+	want("after all", 0, 1)
+}
+
+func TestUnusedAddressIsForgotten(t *testing.T) {
+	n := start(t)
+	if err := n.SetSnapshot(&api.Snapshot{Version: 1, OnDemand: true}); err != nil {
+		t.Fatal(err)
+	}
+	sh := n.shards[0]
+	old, young, asked := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
+	_ = sh.loop.Do(func() {
+		for _, a := range []netip.Addr{old, young, asked} {
+			sh.notice(a)
+		}
+		sh.lookups[old].used -= int64(lookupIdle + time.Second)
+		sh.lookups[asked].used -= int64(lookupIdle + time.Second)
+		sh.notice(asked)
+		sh.forget()
+	})
+	if all := n.Hello().Interest; len(all) != 2 || all[0] != young || all[1] != asked {
+		t.Errorf("of interest are %v", all)
+	}
+}
