@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 
 	"conduit.io/conduit/mesh"
@@ -49,10 +50,19 @@ func Start(l *loop.Loop, a netip.AddrPort, src Source) (*Server, error) {
 	}
 	defer f.Close()
 	s := &Server{loop: l, source: src, streams: exchange.NewPool(), addr: ln.Addr().(*net.TCPAddr).AddrPort()}
-	if e := l.Do(func() { _, err = sock.Listen(l, f, s.accept) }); e != nil {
+	if e := l.Do(func() { err = s.listen(f) }); e != nil {
 		return nil, fmt.Errorf("admin: %w", e)
 	}
 	return s, err
+}
+
+func (s *Server) listen(f *os.File) error {
+	ln, err := sock.Listen(s.loop, f, s.accept)
+	if err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	ln.Privileged = true // to tell what is wrong when descriptors are short
+	return nil
 }
 
 // Addr is where the server listens.

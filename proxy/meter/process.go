@@ -10,6 +10,7 @@ import (
 type Process struct {
 	Accepted         atomic.Uint64 // connections accepted
 	Open             atomic.Int64  // accepted connections that are open
+	AcceptStops      atomic.Uint64 // times that a listener stopped for want of descriptors
 	RefusedPlaintext atomic.Uint64 // connections refused by STRICT
 	Unresolved       atomic.Uint64 // outbound connections to an address that nobody said in time who has it
 	MeshOpen         atomic.Int64  // mTLS connections open, both roles
@@ -45,4 +46,7 @@ func (p *Process) Abused(kind mesh.Abuse) {
 }
 
 // ConnectionFailed counts an accepted connection that the mesh itself ended.
-func (p *Process) ConnectionFailed(r mesh.Reason) { p.refused[reasonIndex(r)].Add(1) }
+func (p *Process) ConnectionFailed(r mesh.Reason) { p.ConnectionsFailed(r, 1) }
+
+// ConnectionsFailed is ConnectionFailed for n of them.
+func (p *Process) ConnectionsFailed(r mesh.Reason, n int) { p.refused[reasonIndex(r)].Add(uint64(n)) }

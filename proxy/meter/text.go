@@ -153,6 +153,7 @@ func writeProcess(b *bytes.Buffer, p *Process) {
 		{"conduit_proxy_connections_total", "counter", "Connections accepted.", float64(p.Accepted.Load())},
 		{"conduit_proxy_connections_open", "gauge", "Accepted connections that are open.", float64(p.Open.Load())},
 		{"conduit_proxy_unresolved_total", "counter", "Outbound connections to an address of which nobody said in time who has it.", float64(p.Unresolved.Load())},
+		{"conduit_proxy_accept_stops_total", "counter", "Times that a listener stopped accepting for want of descriptors.", float64(p.AcceptStops.Load())},
 		{"conduit_proxy_refused_plaintext_total", "counter", "Connections without mTLS that STRICT refused.", float64(p.RefusedPlaintext.Load())},
 		{"conduit_proxy_mesh_connections_open", "gauge", "mTLS connections between proxies that are open, both roles.", float64(p.MeshOpen.Load())},
 		{"conduit_proxy_mesh_connections_dialled_total", "counter", "mTLS connections dialled.", float64(p.MeshDialled.Load())},

@@ -62,7 +62,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		inbound: map[[2]string]*labels{}, lookups: map[netip.Addr]*lookup{},
 		tunnels: &call{},
 	}
-	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process}
+	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process, Log: n.o.Log}
 	sh.tunnels.prev, sh.tunnels.next = sh.tunnels, sh.tunnels
 	l.Post(func() {
 		l.After(sweepEvery, sh.sweep)
@@ -111,6 +111,7 @@ func (sh *shard) listen(p *pod, files []*os.File) error {
 			}
 			return err
 		}
+		l.Short = sh.desk.Short
 		fresh = append(fresh, l)
 	}
 	s.stop()

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -128,5 +129,45 @@ func TestReasonOfWaiting(t *testing.T) {
 	r.n.Advance(6 * time.Second)
 	if len(r.fails) != 1 || r.fails[0] != mesh.ReasonOverload {
 		t.Errorf("failures %v: the connection is there, and busy", r.fails)
+	}
+}
+
+// Where this process lacks what a connection needs, streams share those that there are, and the next is dialled when it may
+// succeed.
+func TestShortage(t *testing.T) {
+	r := newRig(t, Options{Protocol: mesh.HTTP1})
+	lacking := func() {
+		t.Helper()
+		done := r.dials[0]
+		r.dials = r.dials[1:]
+		done(Dialed{Reason: mesh.ReasonOverload, Err: errors.New("no descriptor")})
+		r.n.Run()
+	}
+	first := r.request()
+	r.dialed(mesh.HTTP1)
+	second, third := r.request(), r.request()
+	lacking()
+	lacking()
+	r.answer(0)
+	r.answer(0)
+	if first.Take() == "" || second.Take() == "" || third.Take() != "" || len(r.dials)+len(r.fails) != 0 {
+		t.Fatalf("%d dials at once, failed %v", len(r.dials), r.fails)
+	}
+	r.request()
+	r.n.Advance(retryAfter)
+	if len(r.dials) != 1 {
+		t.Fatalf("%d dials after a while, for two streams", len(r.dials))
+	}
+	lacking()
+	r.n.Advance(retryAfter)
+	r.dialed(mesh.HTTP1)
+	if len(r.fails) != 0 || r.conns != 2 || r.pool.Active() != 2 {
+		t.Errorf("%d connections, %d streams, failed %v", r.conns, r.pool.Active(), r.fails)
+	}
+	alone := newRig(t, Options{Protocol: mesh.HTTP1})
+	alone.request()
+	alone.dials[0](Dialed{Reason: mesh.ReasonOverload, Err: errors.New("no descriptor")})
+	if len(alone.fails) != 1 {
+		t.Error("a stream waits for a connection that nobody has")
 	}
 }

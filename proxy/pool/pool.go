@@ -13,6 +13,10 @@ import (
 	"conduit.io/conduit/proxy/h2"
 )
 
+// retryAfter is how long no connection is dialled after the process had no descriptor or port for one, or no time for its
+// handshake. Streams wait for the connections that there are.
+const retryAfter = 50 * time.Millisecond
+
 // The causes that a Ticket may be given beside those of the Dialer.
 var (
 	ErrFull    = errors.New("too many streams wait for a connection")
@@ -60,6 +64,8 @@ type Pool struct {
 	live    int    // tickets in waiting that were not cancelled
 	streams uint32 // what the server allows on a connection, if it has said so
 	single  bool   // one stream a connection
+	short   bool   // the last dial failed for want of something here: one at a time
+	retry   flow.Timer
 	closed  bool
 }
 
@@ -219,8 +225,8 @@ func (p *Pool) pump() {
 		t := p.next()
 		t.deliver(Grant{Up: m.u, Dial: t.within(m.dialled, m.opened)})
 	}
-	for !p.closed && p.live > 0 && len(p.members)+len(p.dials) < p.o.MaxConns {
-		if len(p.dials) >= p.live || !p.single && len(p.dials) > 0 {
+	for !p.closed && p.retry == nil && p.live > 0 && len(p.members)+len(p.dials) < p.o.MaxConns {
+		if len(p.dials) >= p.live || (!p.single || p.short) && len(p.dials) > 0 {
 			return
 		}
 		p.dial()
@@ -236,12 +242,26 @@ func (p *Pool) dial() {
 		case r.Err == nil && p.closed:
 			r.Conn.Abort()
 		case r.Err == nil:
+			p.short = false
 			p.add(r, d.since)
 			p.pump()
+		case r.Reason == mesh.ReasonOverload && len(p.members)+len(p.dials) > 0:
+			p.rest()
 		default:
 			p.failed(r, d.since)
 		}
 	})
+}
+
+// rest dials nothing for a while.
+func (p *Pool) rest() {
+	p.short = true
+	if p.retry == nil && !p.closed {
+		p.retry = p.o.Clock.After(retryAfter, func() {
+			p.retry = nil
+			p.pump()
+		})
+	}
 }
 
 // failed tells who waited for the dial: the oldest, when each stream needs its own connection, else all.
@@ -341,6 +361,9 @@ func (p *Pool) Close() { p.end(func(u exchange.Upstream) { u.Close() }) }
 
 func (p *Pool) end(f func(exchange.Upstream)) {
 	p.closed = true
+	if p.retry != nil {
+		p.retry.Stop()
+	}
 	for d := range p.dials {
 		delete(p.dials, d)
 		if d.cancel != nil {

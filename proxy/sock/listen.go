@@ -2,6 +2,7 @@ package sock
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"time"
@@ -21,11 +22,20 @@ const (
 	acceptPatience = 20
 )
 
-// Listener accepts connections from a listening socket.
+// Listener accepts connections from a listening socket, as long as a quarter of the process's descriptors is free: what
+// clients ask for needs some, too.
 type Listener struct {
+	// Short, if set, is called on the loop when the listener has to stop for want of descriptors, with 0, and when it
+	// has refused clients that waited in vain, with how many.
+	Short func(refused int)
+	// Privileged listeners take the last descriptor.
+	Privileged bool
+
 	l       *loop.Loop
 	fd      int
 	reserve int // an open descriptor, to be given up for a moment when there is no other
+	bound   int // clients get descriptors below it
+	near    bool
 	accept  func(*Conn)
 	rest    flow.Timer
 	rests   int
@@ -35,7 +45,7 @@ type Listener struct {
 
 // Listen accepts from the listening stream socket f, of which it keeps a duplicate: f stays the caller's. accept gets
 // every connection, on the loop; it calls SetReceiver, StartTLS, Close or Abort, now or later. Call Listen on l's
-// goroutine. Several loops may listen on one socket.
+// goroutine, and set the Listener's fields before returning to the loop. Several loops may listen on one socket.
 func Listen(l *loop.Loop, f *os.File, accept func(*Conn)) (*Listener, error) {
 	fd, err := dupFile(f)
 	if err != nil {
@@ -51,6 +61,7 @@ func Listen(l *loop.Loop, f *os.File, accept func(*Conn)) (*Listener, error) {
 	}
 	setOptions(fd)
 	s := &Listener{l: l, fd: fd, accept: accept, reserve: openReserve()}
+	s.bound = Descriptors() / 4 * 3
 	// An MPTCP listener, which is what Go makes unless told otherwise, keeps them to itself.
 	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	s.inherit = err == nil && proto == unix.IPPROTO_TCP
@@ -98,10 +109,15 @@ func (s *Listener) release() {
 // take accepts up to n connections; it reports whether there may be more.
 func (s *Listener) take(n int) bool {
 	for ; n > 0 && !s.closed; n-- {
+		if s.near && !s.room() {
+			s.exhausted()
+			return false
+		}
 		fd, remote, e := sysAccept(s.fd)
 		switch e {
 		case 0:
 			s.rests = 0
+			s.near = s.near || fd >= s.bound/2
 			if !s.inherit {
 				setOptions(fd)
 			}
@@ -126,11 +142,38 @@ func (s *Listener) take(n int) bool {
 	return true
 }
 
+// Descriptors is how many the process may have open.
+func Descriptors() int {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil || r.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return int(r.Cur)
+}
+
+// room reports whether a descriptor is free that a client may have. The kernel gives the lowest one that is, so that it can be
+// asked; but it is not while half of them have never been in use.
+func (s *Listener) room() bool {
+	if s.Privileged {
+		return true
+	}
+	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return fd < s.bound
+}
+
 // exhausted handles the want of descriptors: clients wait in the queue for a while, then they are refused.
 func (s *Listener) exhausted() {
+	if s.rests == 0 {
+		s.short(0)
+	}
 	if s.rests >= acceptPatience && s.reserve >= 0 {
 		unix.Close(s.reserve)
-		for range acceptBatch {
+		n := 0
+		for ; n < acceptBatch; n++ {
 			fd, _, e := sysAccept(s.fd)
 			if e != 0 {
 				break
@@ -138,14 +181,26 @@ func (s *Listener) exhausted() {
 			resetClose(fd)
 		}
 		s.reserve = openReserve()
+		if n > 0 {
+			s.short(n)
+		}
 	}
 	s.rests++
 	s.pause()
 }
 
+func (s *Listener) short(refused int) {
+	if s.Short != nil {
+		s.Short(refused)
+	}
+}
+
 // pause stops watching: level-triggered, the loop would spin.
 func (s *Listener) pause() {
 	s.l.Unwatch(s.fd)
+	if s.rest != nil { // Close has another look at the queue
+		s.rest.Stop()
+	}
 	s.rest = s.l.After(acceptRest, func() {
 		s.rest = nil
 		if err := s.l.WatchAccept(s.fd, (*acceptor)(s)); err != nil {

@@ -82,7 +82,7 @@ type conn struct {
 // Start opens every listener of cfg and serves on l, which is running or will be. On an error nothing is left open.
 func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
 	s := &Server{loop: l, log: log, set: meter.NewSet(maxSeries), streams: exchange.NewPool()}
-	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process}
+	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process, Log: log}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -127,6 +127,7 @@ func (s *Server) open(cfg *Config, files []*os.File) error {
 			}
 			return err
 		}
+		sl.Short = s.desk.Short
 		l.sock = sl
 		s.fronts = append(s.fronts, l)
 		addr := sl.Addr()

@@ -4,13 +4,14 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,6 +55,9 @@ type process struct {
 	cmd   *exec.Cmd
 	addrs []string // of its listeners, in order
 	admin string
+
+	mu     sync.Mutex
+	logged []string // since it has started
 }
 
 // listener is an entry of the proxy's configuration.
@@ -66,6 +70,12 @@ func to(upstream, protocol string) listener {
 // start runs the proxy until the test ends.
 func start(t testing.TB, listeners ...listener) *process {
 	t.Helper()
+	return startAs(t, nil, listeners...)
+}
+
+// startAs has other programs, as setpriv(1) is one, start the proxy.
+func startAs(t testing.TB, before []string, listeners ...listener) *process {
+	t.Helper()
 	data, err := json.Marshal(map[string]any{"listeners": listeners, "admin": "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +84,8 @@ func start(t testing.TB, listeners ...listener) *process {
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, cmd: exec.Command(binary, "--static", file, "--grace", "1s")}
+	args := slices.Concat(before, []string{binary, "--static", file, "--grace", "1s"})
+	p := &process{t: t, cmd: exec.Command(args[0], args[1:]...)}
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +105,12 @@ func start(t testing.TB, listeners ...listener) *process {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _ = io.Copy(os.Stderr, stderr) // a panic, above all
+		for lines.Scan() {
+			fmt.Fprintln(os.Stderr, lines.Text()) // a panic, above all
+			p.mu.Lock()
+			p.logged = append(p.logged, lines.Text())
+			p.mu.Unlock()
+		}
 	}()
 	t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
@@ -107,6 +123,18 @@ func start(t testing.TB, listeners ...listener) *process {
 		t.Fatal("conduit-proxy did not start")
 	}
 	return p
+}
+
+// said counts the lines of the log that have words in them.
+func (p *process) said(words string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.logged {
+		if strings.Contains(l, words) {
+			n++
+		}
+	}
+	return n
 }
 
 func attr(line, name string) string {
