@@ -90,14 +90,21 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	}
 	defer datapath.Close()
 	keeper := identity.NewKeeper(ca, nil)
-	return serve(ctx, c, log, enrol.Config{
-		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Manifests: manifests,
+	return serve(ctx, c, log, manifests, enrol.Config{
+		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Objects: manifests,
 		Store: attachments, Keeper: keeper, Log: log,
 	})
 }
 
+// source is where the pods of the node are described.
+type source interface {
+	enrol.Objects
+	admin.Faulty
+	Watch(ctx context.Context, changed func()) error
+}
+
 // serve takes up the node's pods, and runs every part of the agent until ctx ends.
-func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) error {
+func serve(ctx context.Context, c config, log *slog.Logger, objects source, parts enrol.Config) error {
 	manager := enrol.New(parts)
 	if err := manager.Restore(); err != nil {
 		return err
@@ -107,7 +114,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) 
 	})
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: parts.Manifests, Supervisor: supervisor, Log: log,
+		Manager: manager, Manifests: objects, Supervisor: supervisor, Log: log,
 	})
 	if err != nil {
 		return err
@@ -124,7 +131,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, parts enrol.Config) 
 			parts.Keeper.Run(ctx, manager.Certified, func(err error) { log.Error("certificates not issued; trying again", "error", err) })
 			return nil
 		},
-		func(ctx context.Context) error { return parts.Manifests.Watch(ctx, manager.Kick) },
+		func(ctx context.Context) error { return objects.Watch(ctx, manager.Kick) },
 		adminServer.Serve,
 		cni.Serve,
 	)

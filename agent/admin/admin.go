@@ -30,6 +30,9 @@ const (
 // AddrFile is the path, in a run directory, of the file that holds the address served on.
 func AddrFile(runDir string) string { return filepath.Join(runDir, addrFile) }
 
+// Faulty tells what is wrong with what describes the pods.
+type Faulty interface{ Faults() []manifest.Fault }
+
 // Config says what the pages show.
 type Config struct {
 	Addr       string // "" means DefaultAddr
@@ -37,7 +40,7 @@ type Config struct {
 	Build      string
 	Node       string
 	Manager    *enrol.Manager
-	Manifests  *manifest.Source
+	Manifests  Faulty
 	Supervisor *proxylink.Supervisor
 	Log        *slog.Logger
 }

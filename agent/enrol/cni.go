@@ -9,15 +9,11 @@ import (
 	"strings"
 
 	"conduit.io/conduit/agent/discovery"
-	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
-	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/podapi"
 	"conduit.io/conduit/loader"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // containerID is what CNI allows (SPEC, "Parameters"); it becomes part of a file name.
@@ -52,11 +48,11 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 	if e != nil {
 		return false, e
 	}
-	pod, e := m.describe(a)
+	pod, e := m.describe(ctx, a)
 	if e != nil {
 		return false, e
 	}
-	objects, _ := m.cfg.Manifests.Objects()
+	objects, _ := m.cfg.Objects.Objects()
 	a.Workload = discovery.Workload(objects, pod, m.cfg.Node)
 	for {
 		if a.Workload.Meshed {
@@ -120,52 +116,6 @@ func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podapi.Erro
 		}
 	}
 	return a, nil
-}
-
-// describe finds the pod's manifest. One that was written just now may not have been read yet: it is looked for once
-// more. A pod that nothing describes is refused: nobody knows whether it may speak in the clear.
-func (m *Manager) describe(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
-	pod, e := m.lookUp(a)
-	if e == nil {
-		return pod, nil
-	}
-	if m.cfg.Manifests.Scan() {
-		m.Kick()
-	}
-	return m.lookUp(a)
-}
-
-func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
-	objects, _ := m.cfg.Manifests.Objects()
-	dir := m.cfg.Manifests.Dir()
-	name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
-	pod, ns := objects.Pods[name], objects.Namespaces[a.Namespace]
-	switch {
-	case pod == nil && ns == nil:
-		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Namespace %q and a Pod %q to a YAML file in %s", a.Namespace, a.Pod, dir)),
-			"namespace %q is unknown: no manifest in %s describes it", a.Namespace, dir)
-	case pod == nil:
-		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Pod with metadata.namespace %q and metadata.name %q to a YAML file in %s", a.Namespace, a.Pod, dir)),
-			"pod %s is unknown: no manifest in %s describes it", name, dir)
-	case !decided(objects, pod): // the namespace's label decides for a pod without one
-		return nil, fail(podapi.CodeUnknownPod, m.missing(dir, fmt.Sprintf("add a Namespace %q to a YAML file in %s, or label the pod %s=enabled or disabled", a.Namespace, dir, kube.LabelMesh)),
-			"namespace %q of pod %s is unknown: no manifest in %s describes it", a.Namespace, name, dir)
-	case !discovery.Local(pod, m.cfg.Node):
-		return nil, fail(podapi.CodeUnknownPod, "correct spec.nodeName, or start the agent with --node-name "+pod.Spec.NodeName,
-			"pod %s belongs to node %q, and this agent is node %q", name, pod.Spec.NodeName, m.cfg.Node)
-	case pod.UID != "" && a.PodUID != "" && string(pod.UID) != a.PodUID:
-		return nil, fail(podapi.CodeUnknownPod, fmt.Sprintf("bring the manifest in %s up to date", dir),
-			"pod %s is described with UID %s, but the runtime starts the one with UID %s", name, pod.UID, a.PodUID)
-	}
-	return pod, nil
-}
-
-// missing is the hint for something that is not described; a bad manifest is the likely cause, and is named.
-func (m *Manager) missing(dir, hint string) string {
-	if faults := m.cfg.Manifests.Faults(); len(faults) > 0 {
-		return fmt.Sprintf("%s; %d manifest faults keep files from being read, the first: %s", hint, len(faults), faults[0])
-	}
-	return hint
 }
 
 // attach records the attachment and wires its pod. When that fails, nothing of it is left.

@@ -51,7 +51,7 @@ func TestPodsMustBeDescribed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := New(Config{Node: "n1", Manifests: source, Log: log})
+	m := New(Config{Node: "n1", Objects: source, Log: log})
 	tests := []struct{ pod, uid, says string }{
 		{"shop/web", "", ""},
 		{"shop/web", "u-1", ""},
@@ -65,7 +65,7 @@ func TestPodsMustBeDescribed(t *testing.T) {
 	}
 	for _, tt := range tests {
 		ns, name, _ := strings.Cut(tt.pod, "/")
-		pod, e := m.describe(&store.Attachment{Namespace: ns, Pod: name, PodUID: tt.uid})
+		pod, e := m.describe(t.Context(), &store.Attachment{Namespace: ns, Pod: name, PodUID: tt.uid})
 		switch {
 		case tt.says == "" && (e != nil || pod == nil || pod.Name != name):
 			t.Errorf("%s (%s): %v, %v", tt.pod, tt.uid, pod, e)
@@ -77,13 +77,13 @@ func TestPodsMustBeDescribed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "late.yaml"), []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: late, namespace: shop}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, e := m.describe(&store.Attachment{Namespace: "shop", Pod: "late"}); e != nil {
+	if _, e := m.describe(t.Context(), &store.Attachment{Namespace: "shop", Pod: "late"}); e != nil {
 		t.Errorf("a manifest written just before: %v", e)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "bad.yaml"), []byte("kind: [\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, e := m.describe(&store.Attachment{Namespace: "shop", Pod: "other"}); e == nil || !strings.Contains(e.Hint, "bad.yaml:") {
+	if _, e := m.describe(t.Context(), &store.Attachment{Namespace: "shop", Pod: "other"}); e == nil || !strings.Contains(e.Hint, "bad.yaml:") {
 		t.Errorf("a bad manifest is not named: %v", e)
 	}
 }

@@ -16,13 +16,10 @@ import (
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
-	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/node"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/loader"
 	"conduit.io/conduit/mesh"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 const (
@@ -36,7 +33,8 @@ type Config struct {
 	Node        string
 	TrustDomain string
 	Datapath    *loader.Datapath
-	Manifests   *manifest.Source
+	Objects     Objects
+	Directory   Directory // nil: Objects has everything
 	Store       *store.Store
 	Keeper      *identity.Keeper
 	Log         *slog.Logger
@@ -245,7 +243,7 @@ func (m *Manager) sorted() []*pod {
 
 // refresh takes in the manifests: what each pod should be, the snapshot, the identities.
 func (m *Manager) refresh() {
-	objects, _ := m.cfg.Manifests.Objects()
+	objects, _ := m.cfg.Objects.Objects()
 	local := map[manifest.Name][]netip.Addr{}
 	for _, p := range m.sorted() { // of two sandboxes of one pod the younger one has its addresses
 		a := p.first()
@@ -264,6 +262,14 @@ func (m *Manager) refresh() {
 		}
 	}
 	next := discovery.Build(objects, discovery.Options{Node: m.cfg.Node, TrustDomain: m.cfg.TrustDomain, LocalAddrs: local})
+	if d := m.cfg.Directory; d != nil {
+		var own []netip.Addr
+		for _, addrs := range local {
+			own = append(own, addrs...)
+		}
+		d.Local(own)
+		discovery.Extend(next, d.View())
+	}
 	m.supersede(next)
 	var ids []mesh.Identity
 	for _, p := range m.pods {
@@ -272,12 +278,6 @@ func (m *Manager) refresh() {
 		}
 	}
 	m.cfg.Keeper.Want(ids)
-}
-
-// decided reports whether the manifests say if the pod is part of the mesh: its own label, or its Namespace, which only
-// "default" may lack.
-func decided(o *manifest.Objects, p *corev1.Pod) bool {
-	return p.Labels[kube.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
 }
 
 // remember stores the workload with the attachment when it has changed.

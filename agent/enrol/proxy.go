@@ -99,6 +99,10 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 		return err
 	}
 	l.OnDrained(m.drained)
+	if d := m.cfg.Directory; d != nil {
+		d.Reset(l.Hello().Interest)
+		l.OnLookup(d.Lookup)
+	}
 	m.reconcile(ctx)
 	select {
 	case <-l.Done():

@@ -63,9 +63,6 @@ func Open(dir string, log *slog.Logger) (*Source, error) {
 	return s, nil
 }
 
-// Dir is the directory.
-func (s *Source) Dir() string { return s.dir }
-
 // Objects is the snapshot in force, and its generation, which grows when it changes.
 func (s *Source) Objects() (*Objects, uint64) {
 	s.mu.Lock()

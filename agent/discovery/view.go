@@ -1,0 +1,46 @@
+package discovery
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
+)
+
+// View is what is known of addresses that this node has asked for. It is immutable.
+type View struct {
+	Workloads []mesh.Workload
+	Services  []mesh.Service
+	Nobody    []netip.Addr // outside the mesh
+}
+
+// Extend adds v to the node's own part of a snapshot, which is then on demand. Of the node's own pods the node knows
+// best: what v says of them, and that their addresses are nobody's, is left out.
+func Extend(s *node.Snapshot, v *View) {
+	s.OnDemand = true
+	own, uids := map[netip.Addr]bool{}, map[string]bool{}
+	for _, w := range s.Workloads {
+		uids[w.UID] = true
+		for _, a := range w.Addrs {
+			own[a.Unmap()] = true
+		}
+	}
+	for _, w := range v.Workloads {
+		if !uids[w.UID] && w.Node != s.Node {
+			s.Workloads = append(s.Workloads, w)
+		}
+	}
+	s.Services = append(s.Services, v.Services...)
+	for _, a := range v.Nobody {
+		if !own[a.Unmap()] {
+			s.Nobody = append(s.Nobody, a)
+		}
+	}
+	slices.SortFunc(s.Workloads, func(a, b mesh.Workload) int { return strings.Compare(a.UID, b.UID) })
+	slices.SortFunc(s.Services, func(a, b mesh.Service) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	slices.SortFunc(s.Nobody, netip.Addr.Compare)
+}

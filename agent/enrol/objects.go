@@ -1,0 +1,81 @@
+package enrol
+
+import (
+	"context"
+	"net/netip"
+
+	"conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/agent/store"
+	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/api/podapi"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Objects is where this node's pods are described: manifests in a directory (package manifest), or the API server
+// (package kube). It is safe for concurrent use.
+type Objects interface {
+	// Objects is what is known now, and is immutable. The number grows with every change.
+	Objects() (*manifest.Objects, uint64)
+	// Find looks once more for a pod, and its Namespace, that are not known yet, and reports whether anything has changed.
+	Find(ctx context.Context, pod manifest.Name) bool
+	// Missing says who does not know a pod (noPod), or its Namespace, and what to do about it.
+	Missing(pod manifest.Name, noPod, noNamespace bool) (who, hint string)
+	// Stale says what to do about a Pod that is not the one which the runtime starts.
+	Stale() (hint string)
+}
+
+// Directory knows who has the addresses that this node's pods talk to, and tells the Manager's Kick when its View has
+// changed. It is safe for concurrent use, and none of its methods blocks.
+type Directory interface {
+	Reset(all []netip.Addr) // the proxy's interest, when a proxy was found
+	Lookup(*node.Lookup)    // how it changed since
+	Local(all []netip.Addr) // addresses of this node's pods, which are always of interest: for what Services declare of them
+	View() *discovery.View
+}
+
+// describe finds the pod's description. One that was written just now may not have been read yet: it is looked for once
+// more. A pod that nothing describes is refused: nobody knows whether it may speak in the clear.
+func (m *Manager) describe(ctx context.Context, a *store.Attachment) (*corev1.Pod, *podapi.Error) {
+	pod, e := m.lookUp(a)
+	if e == nil {
+		return pod, nil
+	}
+	if m.cfg.Objects.Find(ctx, manifest.Name{Namespace: a.Namespace, Name: a.Pod}) {
+		m.Kick()
+	}
+	return m.lookUp(a)
+}
+
+func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
+	objects, _ := m.cfg.Objects.Objects()
+	name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
+	pod := objects.Pods[name]
+	noNamespace := objects.Namespaces[a.Namespace] == nil
+	switch {
+	case pod == nil && noNamespace:
+		who, hint := m.cfg.Objects.Missing(name, true, true)
+		return nil, fail(podapi.CodeUnknownPod, hint, "namespace %q is unknown: %s", a.Namespace, who)
+	case pod == nil:
+		who, hint := m.cfg.Objects.Missing(name, true, false)
+		return nil, fail(podapi.CodeUnknownPod, hint, "pod %s is unknown: %s", name, who)
+	case !decided(objects, pod): // the namespace's label decides for a pod without one
+		who, hint := m.cfg.Objects.Missing(name, false, true)
+		return nil, fail(podapi.CodeUnknownPod, hint, "namespace %q of pod %s is unknown: %s", a.Namespace, name, who)
+	case !discovery.Local(pod, m.cfg.Node):
+		return nil, fail(podapi.CodeUnknownPod, "correct spec.nodeName, or start the agent with --node-name "+pod.Spec.NodeName,
+			"pod %s belongs to node %q, and this agent is node %q", name, pod.Spec.NodeName, m.cfg.Node)
+	case pod.UID != "" && a.PodUID != "" && string(pod.UID) != a.PodUID:
+		return nil, fail(podapi.CodeUnknownPod, m.cfg.Objects.Stale(),
+			"pod %s is described with UID %s, but the runtime starts the one with UID %s", name, pod.UID, a.PodUID)
+	}
+	return pod, nil
+}
+
+// decided reports whether it is said if the pod is part of the mesh: by its own label, or its Namespace, which only
+// "default" may lack.
+func decided(o *manifest.Objects, p *corev1.Pod) bool {
+	return p.Labels[kube.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
+}
