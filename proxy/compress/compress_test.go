@@ -60,8 +60,10 @@ func TestEncoderIsUnderstood(t *testing.T) {
 			for rand.IntN(20) == 0 {
 				e.SetTableSize(uint32(rand.IntN(6000)))
 			}
-			for rand.IntN(20) == 0 {
+			if rand.IntN(20) == 0 {
 				e.Rest()
+			}
+			if rand.IntN(10) == 0 {
 				own.Rest()
 			}
 			var want []hpack.HeaderField
@@ -84,6 +86,29 @@ func TestEncoderIsUnderstood(t *testing.T) {
 			if plain(got); err != nil || !complete || !slices.Equal(got, want) {
 				t.Fatalf("own: %v %v\n got %v\nwant %v", complete, err, got, want)
 			}
+		}
+	}
+}
+
+// TestRest: a decoder at rest has room for what it must know, an encoder for nothing.
+func TestRest(t *testing.T) {
+	e, d := NewEncoder(), NewDecoder(unbounded)
+	for n := range 10 {
+		for i := range n {
+			for range 2 {
+				f := hpack.HeaderField{Name: "x", Value: fmt.Sprint(i)}
+				if _, _, err := d.Decode(e.Append(e.Begin(nil), f), nil, 10, unbounded); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if e.t.n != n || d.t.n != n {
+			t.Fatalf("%d and %d entries are in the tables, want %d", e.t.n, d.t.n, n)
+		}
+		e.Rest()
+		d.Rest()
+		if e.t.ring != nil || e.seen != nil || len(d.t.ring) >= 2*max(n, 1) {
+			t.Errorf("with %d entries, the encoder keeps %d places, the decoder %d", n, len(e.t.ring), len(d.t.ring))
 		}
 	}
 }

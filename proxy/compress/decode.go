@@ -52,9 +52,8 @@ func (d *Decoder) Decode(block []byte, fields []hpack.HeaderField, maxFields, ma
 
 // Rest gives up what is needed only while a block is read, or was.
 func (d *Decoder) Rest() {
-	if d.scratch = nil; d.t.n == 0 {
-		d.t.ring, d.t.first = nil, 0
-	}
+	d.scratch = nil
+	d.t.rest()
 }
 
 // Skip lets the table take notice of the next part of a block; Skipped ends the block.

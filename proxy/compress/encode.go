@@ -48,7 +48,8 @@ func (e *Encoder) Rest() {
 		e.SetTableSize(0)
 		e.SetTableSize(max)
 	}
-	e.t.ring, e.t.first, e.seen = nil, 0, nil
+	e.t.rest()
+	e.seen = nil
 }
 
 // Begin starts a block: it appends the change of the table's size that the peer must be told of (RFC 7541, 4.2). Of a

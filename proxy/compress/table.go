@@ -53,15 +53,34 @@ func (t *table) add(f entry) {
 		return
 	}
 	if t.n == len(t.ring) {
-		ring := make([]entry, max(4, 2*t.n))
-		for i := range t.n {
-			ring[i] = t.ring[(t.first+i)&(t.n-1)]
-		}
-		t.ring, t.first = ring, 0
+		t.move(max(4, 2*t.n))
 	}
 	t.ring[(t.first+t.n)&(len(t.ring)-1)] = f
 	t.n++
 	t.size += size
+}
+
+// move takes the entries into another ring.
+func (t *table) move(size int) {
+	ring := make([]entry, size)
+	for i := range t.n {
+		ring[i] = t.ring[(t.first+i)&(len(t.ring)-1)]
+	}
+	t.ring, t.first = ring, 0
+}
+
+// rest has the ring be no larger than it needs to be.
+func (t *table) rest() {
+	size := 1
+	for size < t.n {
+		size *= 2
+	}
+	switch {
+	case t.n == 0:
+		t.ring, t.first = nil, 0
+	case size < len(t.ring):
+		t.move(size)
+	}
 }
 
 // static is the static table (RFC 7541, Appendix A); the first index is 1.
