@@ -25,11 +25,12 @@ const (
 	trimPart  = 8
 	// trimCycles within trimEvery: the collector has so much to do that what is given back would be taken again at once.
 	trimCycles = 10
-	// trimAge, and as much again for every trimOld of heap, is how long there may be no collection when there is more than
-	// trimYoung: connections that have become idle have let go of what the collector still takes to be in use.
-	trimAge   = 15 * time.Second
-	trimYoung = 2 << 20
-	trimOld   = 16 << 20
+	// trimAge is how long there may be no collection when there is more than trimYoung: connections that have become idle
+	// have let go of what the collector still takes to be in use. As long as it does not run by itself, each time is twice
+	// as long as the one before, up to the two minutes after which it does.
+	trimAge    = 10 * time.Second
+	trimAgeEnd = 2 * time.Minute
+	trimYoung  = 2 << 20
 )
 
 // trimmer gives memory back that is not in use, again and again.
@@ -37,7 +38,8 @@ type trimmer struct {
 	loop    *loop.Loop
 	program []span
 	cycles  uint64
-	since   time.Time // of the last collection that was noticed
+	since   time.Time     // of the last collection that was noticed
+	age     time.Duration // after which there is to be another
 }
 
 // trim begins with it. The clock is the loop's, the work is not.
@@ -86,18 +88,24 @@ func readHeap() heap {
 	return heap{m[0].Value.Uint64(), m[1].Value.Uint64(), m[2].Value.Uint64(), m[3].Value.Uint64()}
 }
 
-// due reports whether a collection would give enough back.
+// due reports whether a collection would give enough back; there is to be one then.
 func (t *trimmer) due(h heap, now time.Time) bool {
 	ran := h.cycles - t.cycles
 	t.cycles = h.cycles
 	if ran > 0 || t.since.IsZero() {
-		t.since = now
+		t.since, t.age = now, trimAge
 	}
 	slack := h.free + max(h.objects, h.live) - h.live
-	if ran <= trimCycles && slack >= max(trimSlack, h.live/trimPart) {
-		return true
+	switch {
+	case ran <= trimCycles && slack >= max(trimSlack, h.live/trimPart):
+	case h.objects > trimYoung && now.Sub(t.since) >= t.age:
+		t.age = min(2*t.age, trimAgeEnd)
+	default:
+		return false
 	}
-	return h.objects > trimYoung && now.Sub(t.since) >= trimAge*time.Duration(1+h.objects/trimOld)
+	t.since = now
+	t.cycles++ // of this one is known
+	return true
 }
 
 // resident is how much of this process's memory is pages of files.

@@ -24,14 +24,36 @@ func TestTrimDue(t *testing.T) {
 		"the collector is nearly busy":       {heap{1 + trimCycles, mb, mb, 5 * mb}, 0, true},
 		"an old collection":                  {heap{1, 3 * mb, 3 * mb, 0}, trimAge, true},
 		"not yet old":                        {heap{1, 3 * mb, 3 * mb, 0}, trimAge - time.Second, false},
-		"not yet old for a large heap":       {heap{1, 20 * mb, 20 * mb, 0}, 2*trimAge - time.Second, false},
-		"old for a large heap":               {heap{1, 20 * mb, 20 * mb, 0}, 2 * trimAge, true},
 		"one collection makes another young": {heap{2, 20 * mb, 20 * mb, 0}, time.Hour, false},
 	} {
 		began := time.Now()
-		tr := trimmer{cycles: 1, since: began}
+		tr := trimmer{cycles: 1, since: began, age: trimAge}
 		if got := tr.due(c.h, began.Add(c.age)); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestTrimAges: a heap that stays as it is, is collected ever more rarely, until the collector runs by itself again.
+func TestTrimAges(t *testing.T) {
+	tr := trimmer{}
+	now := time.Now()
+	h := heap{cycles: 7, live: 8 << 20, objects: 8 << 20}
+	next := func() (d time.Duration) {
+		for began := now; ; now = now.Add(time.Second) {
+			if tr.due(h, now) {
+				h.cycles++
+				return now.Sub(began)
+			}
+		}
+	}
+	for _, want := range []time.Duration{10, 20, 40, 80, 120, 120} {
+		if got := next(); got != want*time.Second {
+			t.Errorf("another collection after %v, want %d s", got, want)
+		}
+	}
+	h.cycles++
+	if got := next(); got != trimAge {
+		t.Errorf("after one that was not asked for, another after %v", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	settle   = 25 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
+	settle   = 30 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
 	loadTime = 12 * time.Second
 	growth   = time.Minute // all the connections take to be made, about
 )
