@@ -69,7 +69,7 @@ func (sh *shard) accept(s *share, slot api.Slot, c *sock.Conn) {
 	sh.n.process.Accepted.Add(1)
 	sh.n.process.Open.Add(1)
 	switch {
-	case slot == api.OutV4 || slot == api.OutV6:
+	case outward(slot):
 		d.kind = outbound
 		if !sh.lookUp(d) {
 			sh.serveOutbound(d)

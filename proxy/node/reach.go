@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/mesh"
@@ -164,6 +165,7 @@ func (sh *shard) dial(p *pod, addr netip.AddrPort, tag *kernel.SockTag, cfg *tls
 	if cfg != nil {
 		o.UserTimeout = meshTimeout
 	}
+	o.Near = slices.Contains(p.record().Addrs, addr.Addr()) // the pod's own application
 	return sock.Dial(sh.loop, o, func(c *sock.Conn, err error) {
 		if err != nil {
 			done(nil, sock.Reason(err), fmt.Errorf("%s: %w", addr, err))

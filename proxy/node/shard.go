@@ -112,12 +112,18 @@ func (sh *shard) listen(p *pod, files []*os.File) error {
 			return err
 		}
 		l.Short = sh.desk.Short
+		if outward(slot) { // the pod's own application
+			l.Near()
+		}
 		fresh = append(fresh, l)
 	}
 	s.stop()
 	s.listeners = fresh
 	return nil
 }
+
+// outward reports whether a slot's listener is for connections from the pod.
+func outward(s api.Slot) bool { return s == api.OutV4 || s == api.OutV6 }
 
 // stay ends the draining of a pod that has come back.
 func (sh *shard) stay(p *pod) {

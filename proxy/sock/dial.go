@@ -26,6 +26,7 @@ type DialOptions struct {
 	TLS     *tls.Config   // client configuration; nil: no TLS
 	// UserTimeout: see Conn.SetUserTimeout; 0: none.
 	UserTimeout time.Duration
+	Near        bool // Addr is on this machine: see Listener.Near
 }
 
 // dial is a stage.
@@ -75,6 +76,9 @@ func (d *dial) start(l *loop.Loop) error {
 		}
 	}
 	setOptions(fd)
+	if d.o.Near {
+		near(fd)
+	}
 	if d.o.UserTimeout > 0 {
 		setUserTimeout(fd, d.o.UserTimeout)
 	}

@@ -105,7 +105,7 @@ func (l *listener) pool(r *exchange.Head) *pool.Pool {
 func (l *listener) newPool(k poolKind) *pool.Pool {
 	srv := l.srv
 	proto := [...]mesh.Protocol{auto: mesh.Detect, viaHTTP1: mesh.HTTP1, viaHTTP2: mesh.HTTP2}[k]
-	o := sock.DialOptions{Addr: l.cfg.Upstream, Timeout: dialTimeout, TLS: l.cfg.UpstreamTLS}
+	o := l.dialOptions()
 	if k == viaHTTP1 && o.TLS != nil {
 		o.TLS = o.TLS.Clone()
 		o.TLS.NextProtos = slices.DeleteFunc(slices.Clone(o.TLS.NextProtos), func(p string) bool { return p == "h2" })
@@ -134,6 +134,11 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 	})
 }
 
+func (l *listener) dialOptions() sock.DialOptions {
+	up := l.cfg.Upstream
+	return sock.DialOptions{Addr: up, Timeout: dialTimeout, TLS: l.cfg.UpstreamTLS, Near: up.Addr().IsLoopback()}
+}
+
 // spoken is the protocol of a new upstream connection, and whether it is a link to another proxy.
 func spoken(c *sock.Conn, configured mesh.Protocol) (p mesh.Protocol, link bool) {
 	negotiated := ""
@@ -154,7 +159,7 @@ func spoken(c *sock.Conn, configured mesh.Protocol) (p mesh.Protocol, link bool)
 // tunnel dials a connection for an opaque one.
 func (c *call) tunnel() {
 	srv := c.l.srv
-	o := sock.DialOptions{Addr: c.l.cfg.Upstream, Timeout: dialTimeout, TLS: c.l.cfg.UpstreamTLS}
+	o := c.l.dialOptions()
 	if o.TLS != nil && len(o.TLS.NextProtos) > 0 {
 		o.TLS = o.TLS.Clone()
 		o.TLS.NextProtos = nil

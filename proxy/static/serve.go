@@ -2,6 +2,7 @@ package static
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -109,12 +110,14 @@ func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
 
 // openListener opens a TCP socket and gives its descriptor.
 func openListener(a netip.AddrPort) (*os.File, error) {
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // which hands no socket options down to accepted connections
+	l, err := lc.Listen(context.Background(), "tcp", a.String())
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close()
-	return l.File()
+	return l.(*net.TCPListener).File()
 }
 
 func (s *Server) open(cfg *Config, files []*os.File) error {
@@ -129,6 +132,9 @@ func (s *Server) open(cfg *Config, files []*os.File) error {
 		}
 		sl.Short = s.desk.Short
 		l.sock = sl
+		if lc.Address.Addr().IsLoopback() {
+			sl.Near()
+		}
 		s.fronts = append(s.fronts, l)
 		addr := sl.Addr()
 		s.log.Info("listening", "address", addr.String(), "upstream", lc.Upstream.String(), "protocol", string(lc.Protocol))

@@ -1,0 +1,19 @@
+package sock
+
+import "golang.org/x/sys/unix"
+
+// near prepares a socket, before it listens or connects, for peers on this machine. Between two sockets of one machine there is
+// nothing to be congested, and the simplest control that every kernel has is the best. Of the others, which the machine may
+// have for the sake of its network, those that pace (BBR) set a timer for every few segments, and keep data back until it
+// fires. Like other options, accepted connections have it from their listener. An error leaves the machine's choice, which works as well.
+func near(fd int) {
+	_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
+}
+
+// Near says that all clients that will connect are on this machine. A connection from elsewhere is none the worse for it
+// than under another congestion control.
+func (s *Listener) Near() {
+	if !s.closed {
+		near(s.fd)
+	}
+}
