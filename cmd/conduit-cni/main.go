@@ -1,6 +1,17 @@
-// Command conduit-cni is Conduit's chained CNI plugin; see package cni.
+// Command conduit-cni is Conduit's chained CNI plugin; see package cni. With arguments it installs itself on a node; see
+// package install.
 package main
 
-import "conduit.io/conduit/cni"
+import (
+	"os"
 
-func main() { cni.Main() }
+	"conduit.io/conduit/cni"
+	"conduit.io/conduit/cni/install"
+)
+
+func main() {
+	if len(os.Args) > 1 {
+		os.Exit(install.Main(os.Args[1:], os.Stdout, os.Stderr))
+	}
+	cni.Main()
+}
