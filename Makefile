@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins demo test vet lint unit race kernels conformance soak fuzz generate clean
+.PHONY: help build plugins images demo test vet lint unit race cluster kernels conformance soak fuzz generate clean
 .PHONY: bench bench-memory bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -22,6 +22,9 @@ build: plugins ## five static binaries in bin/ (needs git, make and Go)
 
 plugins: ## the primary CNI plugins that the demo and the tests chain after, in bin/cni/
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(addprefix github.com/containernetworking/plugins/plugins/,$(PLUGINS))
+
+images: build ## container images of the binaries in bin/images/: OCI archives, with an SBOM beside each (no Docker)
+	$(GO) run ./deploy/images -bin $(BIN) -out $(BIN)/images -version '$(VERSION)'
 
 demo: build ## two nodes, pods and live traffic on this machine (root)
 	$(BIN)/conduit demo $(DEMO_FLAGS)
@@ -41,6 +44,9 @@ unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
 
 race: ## the tests that need no root, under the race detector
 	CGO_ENABLED=1 $(GO) test -race -short ./mesh/... ./api/... ./proxy/... ./identity/...
+
+cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
+	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
 
 kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)
