@@ -166,13 +166,13 @@ func TestIdleTimeout(t *testing.T) {
 // A tunnel has no end that a timeout could be for, but may be idle for too long.
 func TestTunnelLimits(t *testing.T) {
 	up := serveTCP(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
-	p := startProxy(t, limited(up, "opaque", config{"timeout": "20ms", "idle_timeout": "1s"}))
+	p := startProxy(t, limited(up, "detect", config{"timeout": "20ms", "idle_timeout": "1s"}))
 	c := dial(t, p.addrs[0])
 	tick := time.NewTicker(60 * time.Millisecond)
 	defer tick.Stop()
 	b := make([]byte, 1)
 	for range 20 {
-		if _, err := c.Write([]byte("x")); err != nil {
+		if _, err := c.Write([]byte{0}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.ReadFull(c, b); err != nil {

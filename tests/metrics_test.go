@@ -176,7 +176,7 @@ func agentText() string {
 
 // proxyText is what both a node's proxy and a static one write: they have no other writer.
 func proxyText() string {
-	set, process := meter.NewSet(100), &meter.Process{}
+	set, process := meter.NewSet(100), &meter.Process{Certificates: []meter.Certificate{{Name: "listeners[0].tls"}}}
 	book := meter.NewBook(batch{})
 	for _, k := range []meter.Key{
 		{Direction: meter.Outbound, Protocol: meter.HTTP1, TLS: meter.MTLS},

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"sync/atomic"
+	"time"
 
 	"conduit.io/conduit/mesh"
 )
@@ -20,9 +21,18 @@ type Process struct {
 	Pods             atomic.Int64  // pods whose listeners are held
 	Draining         atomic.Int64  // pods that are leaving
 
+	// Certificates are those in use; set before the rest is used.
+	Certificates []Certificate
+
 	handshakes byReason
 	refused    byReason
 	abuse      [len(abuses)]atomic.Uint64
+}
+
+// Certificate is one that the process presents to others.
+type Certificate struct {
+	Name string    // where the configuration names it
+	End  time.Time // when it, or one that it rests on, expires
 }
 
 // abuses index the counters of abuse.

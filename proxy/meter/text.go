@@ -166,6 +166,10 @@ func writeProcess(b *bytes.Buffer, p *Process) {
 		family(b, m.name, m.kind, m.help)
 		sample(b, m.name, "", m.v)
 	}
+	family(b, "conduit_proxy_certificate_expiry_seconds", "gauge", "When a certificate expires, in seconds since 1970.")
+	for _, c := range p.Certificates {
+		sample(b, "conduit_proxy_certificate_expiry_seconds", `certificate="`+escape(c.Name)+`"`, float64(c.End.Unix()))
+	}
 	family(b, "conduit_proxy_abuse_total", "counter", "Peers that asked for much work or memory with little of their own, by kind.")
 	for i := range abuses {
 		if n := p.abuse[i].Load(); n > 0 {

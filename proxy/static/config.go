@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/trip"
 )
@@ -30,6 +31,8 @@ type Listener struct {
 	TLS              *tls.Config // terminate TLS; with a CA, demand a client certificate of it
 	UpstreamTLS      *tls.Config
 	Limits           trip.Limits
+	// Certificates are those of ours that end.
+	Certificates []meter.Certificate
 	// Mutual: both ends present certificates, on the client's side or the upstream's.
 	Mutual bool
 }
@@ -59,6 +62,9 @@ func Parse(data []byte) (*Config, error) {
 	for i, raw := range list {
 		c.Listeners = append(c.Listeners, d.listener(fmt.Sprintf("listeners[%d]", i), raw))
 	}
+	if d.err == nil {
+		d.circles(c.Listeners)
+	}
 	if d.err != nil {
 		return nil, d.err
 	}
@@ -84,14 +90,36 @@ func (d *decoder) listener(path string, raw []byte) Listener {
 	default:
 		l.UpstreamProtocol = mesh.Detect
 	}
+	if l.Protocol == mesh.Opaque {
+		d.opaque(path, &l)
+	}
 	if raw := o["tls"]; raw != nil {
 		l.TLS = d.serverTLS(path+".tls", raw, l.Protocol)
 		l.Mutual = l.TLS != nil && l.TLS.ClientAuth != tls.NoClientCert
+		l.watch(path+".tls", l.TLS)
 	}
 	if raw := o["upstream_tls"]; raw != nil {
 		l.UpstreamTLS = d.clientTLS(path+".upstream_tls", raw, &l)
+		l.watch(path+".upstream_tls", l.UpstreamTLS)
 	}
 	return l
+}
+
+// opaque refuses what is said of HTTP where bytes are passed on as they come.
+func (d *decoder) opaque(path string, l *Listener) {
+	switch {
+	case l.Limits.Request != 0:
+		d.fail(path+".timeout", "bounds requests, and protocol opaque has none; say idle_timeout, or another protocol")
+	case l.UpstreamProtocol != mesh.Detect:
+		d.fail(path+".upstream_protocol", "is of HTTP, and protocol opaque passes on bytes as they come; leave it out, or say another protocol")
+	}
+}
+
+// watch notes when the certificate that c presents ends.
+func (l *Listener) watch(path string, c *tls.Config) {
+	if end := mtls.Ends(c); !end.IsZero() {
+		l.Certificates = append(l.Certificates, meter.Certificate{Name: path, End: end})
+	}
 }
 
 func (d *decoder) serverTLS(path string, raw []byte, p mesh.Protocol) *tls.Config {
@@ -146,6 +174,10 @@ func (d *decoder) clientTLS(path string, raw []byte, l *Listener) *tls.Config {
 	}
 	if _, err := mesh.ParseIdentity(f.ServerID); f.ServerID != "" && err != nil {
 		d.fail(path+".server_id", "%v", err)
+		return nil
+	}
+	if f.ServerID != "" && f.Cert == "" {
+		d.fail(path+".server_id", "names another proxy, which demands a certificate of its clients; cert and key are missing")
 		return nil
 	}
 	c, err := f.Client()

@@ -41,6 +41,7 @@ type Server struct {
 	streams *exchange.Pool
 	fronts  []*listener
 	free    *call
+	warned  []int // how often, of each certificate of process
 	ready   atomic.Bool
 	leaving bool // Shutdown has begun
 }
@@ -84,6 +85,10 @@ type conn struct {
 func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
 	s := &Server{loop: l, log: log, set: meter.NewSet(maxSeries), streams: exchange.NewPool()}
 	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process, Log: log}
+	for _, lc := range cfg.Listeners {
+		s.process.Certificates = append(s.process.Certificates, lc.Certificates...)
+	}
+	s.warned = make([]int, len(s.process.Certificates))
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -139,6 +144,7 @@ func (s *Server) open(cfg *Config, files []*os.File) error {
 		addr := sl.Addr()
 		s.log.Info("listening", "address", addr.String(), "upstream", lc.Upstream.String(), "protocol", string(lc.Protocol))
 	}
+	s.warnOfEnds(time.Now())
 	s.loop.After(sweepEvery, s.sweep)
 	shed.Watch(s.loop, s.streams, s.each)
 	return nil
@@ -153,6 +159,7 @@ func (s *Server) sweep() {
 		}
 	}
 	s.set.Sweep(s.loop.Now())
+	s.warnOfEnds(time.Now())
 	s.loop.After(sweepEvery, s.sweep)
 }
 
