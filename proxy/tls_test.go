@@ -16,7 +16,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -208,6 +210,64 @@ func TestServerDemandsCertificate(t *testing.T) {
 			t.Fatalf("metrics: %s", grep(m, "handshakes"))
 		}
 	}
+}
+
+// A certificate that is not accepted is counted each time, at both ends, and is a warning at both ends, once.
+func TestRefusedCertificates(t *testing.T) {
+	a, stranger := newAuthority(t), newAuthority(t)
+	for name, c := range map[string]struct{ server, client config }{
+		"the server's": {stranger.issue("server"), a.issue("client")},
+		"the client's": {a.issue("server"), stranger.issue("client")},
+	} {
+		c.server["ca"], c.client["ca"], c.client["server_id"] = a.ca, a.ca, serverID
+		sl := proxyTo(serveHTTP(t, http.HandlerFunc(mirror)), "detect")
+		sl["tls"] = c.server
+		server := startProxy(t, config{"listeners": []any{sl}, "admin": "127.0.0.1:0"})
+		cl := proxyTo(server.addrs[0], "http2")
+		cl["upstream_tls"] = c.client
+		near := startProxy(t, config{"listeners": []any{cl}, "admin": "127.0.0.1:0"})
+		const requests = 3
+		for range requests {
+			res, err := client(t, true).Get("http://" + near.addrs[0] + "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.StatusCode/100 != 5 || res.Header.Get("Conduit-Reason") != "tls-failed" {
+				t.Errorf("%s: status %d, reason %q", name, res.StatusCode, res.Header.Get("Conduit-Reason"))
+			}
+		}
+		for _, p := range []*process{near, server} {
+			want := `conduit_proxy_handshakes_failed_total{reason="tls-failed"} `
+			m := metrics(t, p)
+			tick := time.NewTicker(50 * time.Millisecond)
+			for end := time.Now().Add(5 * time.Second); !counted(m, want, requests) && time.Now().Before(end); m = metrics(t, p) {
+				<-tick.C
+			}
+			tick.Stop()
+			if !counted(m, want, requests) {
+				t.Errorf("%s: metrics: %s", name, grep(m, "handshakes"))
+			}
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			warned := 0
+			for l := range p.lines {
+				if strings.Contains(l, "level=WARN") && strings.Contains(l, "handshake failed") && strings.Contains(l, "reason=tls-failed") {
+					warned++
+				}
+			}
+			if warned != 1 {
+				t.Errorf("%s: %d warnings", name, warned)
+			}
+		}
+	}
+}
+
+// counted reports whether the sample name is n at least.
+func counted(text, name string, n int) bool {
+	_, rest, _ := strings.Cut(text, name)
+	v, _, _ := strings.Cut(rest, "\n")
+	got, err := strconv.Atoi(v)
+	return err == nil && got >= n
 }
 
 func metrics(t *testing.T, p *process) string {

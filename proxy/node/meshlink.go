@@ -38,9 +38,7 @@ func (sh *shard) serveMesh(d *down, c *sock.Conn) {
 	}
 	c.StartTLS(cfg, func(err error) {
 		if err != nil {
-			reason := sock.Reason(err)
-			sh.n.process.HandshakeFailed(reason)
-			sh.n.o.Log.Debug("handshake failed", "client", d.client, "destination", d.dst, "reason", string(reason), "error", err)
+			sh.desk.HandshakeFailed(err, "client", d.client)
 			sh.closed(d, nil) // the connection closes by itself
 			return
 		}

@@ -103,6 +103,7 @@ func (sh *shard) newGroup(k poolKey, kind kernel.Kind) *group {
 	switch k.major {
 	case 0:
 		o.Internal = true
+		o.OnLost = func(err error) { sh.desk.Lost(err, k.addr) }
 		o.OnConns = func(delta int) { sh.n.process.MeshOpen.Add(int64(delta)) }
 		o.Dial = func(done func(pool.Dialed)) func() { return sh.dialLink(k, done) }
 		g.Pool = pool.New(o)
@@ -138,13 +139,11 @@ func (sh *shard) dialLink(k poolKey, done func(pool.Dialed)) (cancel func()) {
 		if err == nil {
 			if cs := c.TLS(); cs.NegotiatedProtocol != mesh.ALPNConduit {
 				c.Abort()
-				reason, err = mesh.ReasonTLS, fmt.Errorf("%s speaks %q, not %s", k.addr, cs.NegotiatedProtocol, mesh.ALPNConduit)
+				reason, err = mesh.ReasonTLS, &sock.HandshakeError{Err: fmt.Errorf("%s speaks %q, not %s", k.addr, cs.NegotiatedProtocol, mesh.ALPNConduit)}
 			}
 		}
 		if err != nil {
-			if reason != mesh.ReasonConnect && reason != mesh.ReasonConnectTimeout {
-				sh.n.process.HandshakeFailed(reason)
-			}
+			sh.desk.HandshakeFailed(err, "upstream", k.addr)
 			done(pool.Dialed{Reason: reason, Err: err})
 			return
 		}

@@ -50,6 +50,8 @@ type Options struct {
 	Wait       time.Duration // how long a stream waits
 	// OnViolation as in exchange.ClientOptions.
 	OnViolation func(v exchange.Violation)
+	// OnLost, if set, is called with the error that a connection has ended with.
+	OnLost func(err error)
 	// OnConns, if set, is called when the number of open connections changes, with the difference.
 	OnConns func(delta int)
 }
@@ -282,7 +284,7 @@ func (p *Pool) add(r Dialed, since int64) {
 	m := &member{dialled: since, opened: p.o.Clock.Now()}
 	o := exchange.ClientOptions{
 		Clock: p.o.Clock, Pool: p.o.Streams, Internal: p.o.Internal || r.Internal, Streams: &p.streams, OnViolation: p.o.OnViolation,
-		OnChange: func(_ exchange.Upstream, ended bool, _ error) { p.changed(m, ended) },
+		OnChange: func(_ exchange.Upstream, ended bool, err error) { p.changed(m, ended, err) },
 	}
 	p.members[m] = struct{}{}
 	p.count(1)
@@ -298,9 +300,12 @@ func (p *Pool) add(r Dialed, since int64) {
 	p.push(m)
 }
 
-func (p *Pool) changed(m *member, ended bool) {
+func (p *Pool) changed(m *member, ended bool, err error) {
 	if ended {
 		if !m.gone {
+			if p.o.OnLost != nil && err != nil {
+				p.o.OnLost(err)
+			}
 			m.gone = true
 			if m.lease != nil {
 				m.lease.Stop()

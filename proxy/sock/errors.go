@@ -86,11 +86,16 @@ func (e *AlertError) MeshReason() mesh.Reason { return mesh.ReasonTLS }
 
 // alerted wraps an alert of the peer, and leaves other errors as they are.
 func alerted(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "remote error" { // how crypto/tls reports it
+	if Refused(err) {
 		return &AlertError{err}
 	}
 	return err
+}
+
+// Refused reports whether err is an alert by which the peer ended a TLS connection or handshake.
+func Refused(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // how crypto/tls reports it
 }
 
 // isTLS tells errors of the TLS layer from those of the connection below.

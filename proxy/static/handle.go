@@ -117,12 +117,11 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 			srv.process.Abused(v.Abuse)
 			srv.log.Debug("protocol violation", "upstream", o.Addr, "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)
 		},
+		OnLost: func(err error) { srv.desk.Lost(err, o.Addr) },
 		Dial: func(done func(pool.Dialed)) func() {
 			return sock.Dial(srv.loop, o, func(c *sock.Conn, err error) {
 				if err != nil {
-					if o.TLS != nil && sock.Reason(err) != mesh.ReasonConnect {
-						srv.process.HandshakeFailed(sock.Reason(err))
-					}
+					srv.desk.HandshakeFailed(err, "upstream", o.Addr)
 					done(pool.Dialed{Reason: sock.Reason(err), Err: err})
 					return
 				}
@@ -167,6 +166,7 @@ func (c *call) tunnel() {
 	c.Dial(func(done func(exchange.Upstream, mesh.Reason, error)) func() {
 		return sock.Dial(srv.loop, o, func(sc *sock.Conn, err error) {
 			if err != nil {
+				srv.desk.HandshakeFailed(err, "upstream", o.Addr)
 				done(nil, sock.Reason(err), err)
 				return
 			}

@@ -222,8 +222,7 @@ func (l *listener) accept(sc *sock.Conn) {
 	}
 	sc.StartTLS(l.cfg.TLS, func(err error) {
 		if err != nil {
-			l.srv.process.HandshakeFailed(sock.Reason(err))
-			l.srv.log.Debug("handshake failed", "client", sc.RemoteAddr(), "error", err)
+			l.srv.desk.HandshakeFailed(err, "client", sc.RemoteAddr())
 			l.closed(c, nil)
 			return
 		}

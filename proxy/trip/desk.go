@@ -1,19 +1,23 @@
 package trip
 
 import (
+	"context"
+	"errors"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
+	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/sock"
 )
 
 // queuedEvery is the sample of accepted connections of which the kernel is asked how long they waited.
 const queuedEvery = 8
 
-// complainEvery is how often, at most, the log says that descriptors are short.
+// complainEvery is how often, at most, the log has the same warning.
 const complainEvery = time.Minute
 
 // Desk is what the trips of one shard share.
@@ -23,11 +27,10 @@ type Desk struct {
 	Process *meter.Process
 	Log     *slog.Logger
 
-	complainDue int64 // no earlier than that is the want of descriptors logged again
-
-	accepted uint   // connections
-	noteDue  int64  // no earlier than that is a note left for another proxy
-	wheel    *wheel // of the limits; nil until there is one
+	complained map[string]int64 // when the log had a warning
+	accepted   uint             // connections
+	noteDue    int64            // no earlier than that is a note left for another proxy
+	wheel      *wheel           // of the limits; nil until there is one
 }
 
 func (d *Desk) limits() *wheel {
@@ -44,11 +47,48 @@ func (d *Desk) Short(refused int) {
 	} else {
 		d.Process.AcceptStops.Add(1)
 	}
-	if now := d.Loop.Now(); now >= d.complainDue {
-		d.complainDue = now + int64(complainEvery)
+	if d.complain("descriptors") {
 		d.Log.Warn("descriptors are short: clients wait to be accepted, and are refused after a second; "+
 			"see which clients hold connections open, or raise the limit of open files (RLIMIT_NOFILE)", "limit", sock.Descriptors())
 	}
+}
+
+// HandshakeFailed counts err, if it is a TLS handshake's and not of the dial before it. A certificate that was not accepted,
+// the peer's or ours, is worth a warning, of each reason once in a while. role is what the peer is to us, client or upstream.
+func (d *Desk) HandshakeFailed(err error, role string, peer netip.AddrPort) {
+	var dial *sock.DialError
+	if errors.As(err, &dial) || errors.Is(err, loop.ErrStopped) {
+		return
+	}
+	reason := sock.Reason(err)
+	d.Process.HandshakeFailed(reason)
+	level := slog.LevelDebug
+	var ours *mtls.VerifyError
+	if (errors.As(err, &ours) || sock.Refused(err)) && d.complain(role+string(reason)) {
+		level = slog.LevelWarn
+	}
+	d.Log.Log(context.Background(), level, "handshake failed", role, peer, "reason", string(reason), "error", err)
+}
+
+// Lost is told what a connection to an upstream has ended with. With TLS 1.3 a server says that it does not accept our
+// certificate when the handshake is over for us.
+func (d *Desk) Lost(err error, upstream netip.AddrPort) {
+	if sock.Refused(err) {
+		d.HandshakeFailed(err, "upstream", upstream)
+	}
+}
+
+// complain reports whether a warning is due, which is told by its key.
+func (d *Desk) complain(key string) bool {
+	now := d.Loop.Now()
+	if last, ok := d.complained[key]; ok && now-last < int64(complainEvery) {
+		return false
+	}
+	if d.complained == nil {
+		d.complained = map[string]int64{}
+	}
+	d.complained[key] = now
+	return true
 }
 
 // Queued is how long a connection that has just been accepted waited for it, or negative: it is not in the sample.
