@@ -17,12 +17,14 @@ const (
 	// bulkReads in succession, each of bulkLeast bytes or more, make a connection worth a pipe.
 	bulkReads = 4
 	bulkLeast = 32 << 10
-	// spliceMost is a pipe's size, and so what is moved at once.
-	spliceMost = 512 << 10
+	// spliceMost is a pipe's size, the largest that everybody may have (pipe(7)), and so what is moved at once. Less is moved at
+	// a higher price: it is 256 pages, most of which are not full.
+	spliceMost = 1 << 20
 	// spliceCost is how many bytes go for one that is copied, in a turn's share.
 	spliceCost = 8
-	// maxPipes bounds the descriptors that one loop spends on pipes: two each. idlePipes of them wait for the next.
-	maxPipes  = 256
+	// maxPipes bounds what one loop spends on pipes, in descriptors, two each, and in memory: a user may have 64 MiB of them
+	// (pipe(7), pipe-user-pages-soft). idlePipes of them wait for the next.
+	maxPipes  = 64
 	idlePipes = 4
 )
 
