@@ -2,6 +2,8 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/websocket"
 )
 
 // webSocketApp, in the environment, makes this program the application that TestWebSocketTowardHTTP2 needs: net/http takes
@@ -105,6 +110,55 @@ func TestWebSocketTowardHTTP2(t *testing.T) {
 		c.(*net.TCPConn).CloseWrite()
 		if rest, err := io.ReadAll(r); err != nil || len(rest) != 0 {
 			t.Errorf("at the end: %q, %v", rest, err)
+		}
+	}
+}
+
+// A WebSocket of a real HTTP/2 client, which opens one only where the server has announced that it may: before an application
+// that speaks HTTP/1.1, before one that takes extended CONNECT, and, where the proxy is not told what the application speaks,
+// before one that speaks HTTP/2 but takes WebSocket over HTTP/1.1 only.
+func TestWebSocketFromHTTP2(t *testing.T) {
+	//nolint:staticcheck // SA1019: net/http's Transport knows no extended CONNECT
+	client := &http.Client{Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}}
+	t.Cleanup(client.CloseIdleConnections)
+	old := serveHTTP(t, websocket.Handler(func(c *websocket.Conn) { io.Copy(c, c) }))
+	for _, tt := range []struct{ up, protocol, sent, back string }{
+		{old, "http1", "\x81\x85\x00\x00\x00\x00hello", "\x81\x05hello"}, // a frame: masked by the client, not by the server
+		{old, "auto", "\x81\x85\x00\x00\x00\x00hello", "\x81\x05hello"},
+		{startWebSocketApp(t), "http2", "hello", "hello"},
+	} {
+		to := proxyTo(tt.up, "detect")
+		to["upstream_protocol"] = tt.protocol
+		p := startProxy(t, config{"listeners": []any{to}})
+		for range 3 {
+			r, w := io.Pipe()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			req, err := http.NewRequestWithContext(ctx, "CONNECT", "http://"+p.addrs[0]+"/chat", r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = http.Header{":protocol": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Origin": {"http://app.example"}}
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatalf("%s: %v", tt.protocol, err)
+			}
+			if res.StatusCode != 200 {
+				t.Fatalf("%s: %s %v", tt.protocol, res.Status, res.Header)
+			}
+			for range 3 {
+				io.WriteString(w, tt.sent)
+				got := make([]byte, len(tt.back))
+				if _, err := io.ReadFull(res.Body, got); err != nil || string(got) != tt.back {
+					t.Errorf("%s: %q came back, %v", tt.protocol, got, err)
+				}
+			}
+			w.Close()
+			if rest, err := io.ReadAll(res.Body); err != nil || len(rest) != 0 {
+				t.Errorf("%s: at the end: %q, %v", tt.protocol, rest, err)
+			}
+			cancel()
 		}
 	}
 }

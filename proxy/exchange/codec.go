@@ -272,6 +272,10 @@ func (s *Stream) ResponseHead(h *Head, end, tunnel bool) {
 		s.refused(h, reason)
 		return
 	}
+	if !tunnel && s.Req.Protocol != "" && s.Req.Method == "CONNECT" && h.Status/100 == 2 { // it would say that there is a tunnel
+		s.Fail(502, mesh.ReasonNoUpgrade, "the server answered without changing to the protocol that was asked for")
+		return
+	}
 	s.headSent = true
 	if s.Req.Method == "POST" && !tunnel {
 		s.web = newWebBody(s.Req, h)

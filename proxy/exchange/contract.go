@@ -17,11 +17,13 @@ type Head struct {
 	Scheme    string // request
 	Authority string // request
 	Path      string // request
-	Protocol  string // :protocol of an extended CONNECT (RFC 8441), or the h1 Upgrade token; empty otherwise
-	Status    int    // response
-	Major     int    // HTTP version of the message as received: 1 or 2; 0: an opaque connection
-	Minor     int
-	Absolute  bool // the request target named scheme and authority (HTTP/1.1 absolute-form)
+	// Protocol is that of an extended CONNECT (RFC 8441), whose Method is CONNECT, or else an HTTP/1.1 Upgrade token; empty
+	// otherwise. A server may pass over the second wish, not over the first.
+	Protocol string
+	Status   int // response
+	Major    int // HTTP version of the message as received: 1 or 2; 0: an opaque connection
+	Minor    int
+	Absolute bool // the request target named scheme and authority (HTTP/1.1 absolute-form)
 	// ID is not 0 for a head that repeats (see Pool.Intern), and then worth remembering what it encodes to. It wraps
 	// around: equal IDs alone do not make heads the same.
 	ID uint32
@@ -95,6 +97,8 @@ type ServerOptions struct {
 	// Internal marks a link between two Conduit proxies: conduit-* fields are let through to the Handler, and
 	// extended CONNECT is enabled. Elsewhere conduit-* request fields are removed (nobody may forge them).
 	Internal bool
+	// Extended says that extended CONNECT is announced to the client and taken (RFC 8441); it is on a link.
+	Extended bool
 	// OnClose is called when the connection has ended, after its last stream's Done.
 	OnClose func(err error)
 	// OnViolation, if set, is called when the client broke the protocol or abused it. The connection may go on.

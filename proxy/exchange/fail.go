@@ -64,6 +64,8 @@ func lostDetail(reason mesh.Reason) string {
 		return "the head of the upstream server's response is too large"
 	case mesh.ReasonTimeout:
 		return "the upstream server has fallen silent"
+	case mesh.ReasonNoUpgrade:
+		return "the server speaks HTTP/2 and has not enabled WebSocket or other protocols over it"
 	}
 	return "the upstream server ended the exchange before it answered"
 }

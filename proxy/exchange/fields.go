@@ -103,8 +103,8 @@ func HopByHop(name string) bool {
 	return false
 }
 
-// UpgradeMethod is the field that carries, on a link between proxies, the method of an HTTP/1.1 Upgrade request other
-// than GET: an extended CONNECT stands for the request and has no place for it.
+// UpgradeMethod is the field that carries, on a link between proxies, the method of a request that asks for another
+// protocol: there, an extended CONNECT stands for any of them and has no place for it. Without the field it is GET.
 const UpgradeMethod = "conduit-method"
 
 // TargetForm is the field that says, on a link between proxies, that the request target was in absolute-form: what is

@@ -30,8 +30,9 @@ type Client struct {
 	busy    bool
 	closing bool // the connection ends with the current exchange
 	over    bool
-	holdEnd bool // the client's end came before the tunnel was accepted
-	freed   bool // became idle inside Data
+	holdEnd bool   // the client's end came before the tunnel was accepted
+	freed   bool   // became idle inside Data
+	key     string // see prove
 	served  uint64
 
 	memo      []byte
@@ -55,7 +56,7 @@ func (cl *Client) Send(s *exchange.Stream, extra []hpack.HeaderField) {
 		s.Abort(exchange.Up, mesh.ReasonUpstreamReset, 0, true)
 		return
 	}
-	cl.s, cl.holdEnd = s, false
+	cl.s, cl.holdEnd, cl.key = s, false, ""
 	ended := s.RequestEnded()
 	b, mode := cl.appendRequest(cl.o.Pool.Bytes[:0], s.Req, extra, ended)
 	cl.o.Pool.Bytes = b
@@ -289,6 +290,12 @@ func (cl *Client) response(res *exchange.Head, fr framing) error {
 		}
 		s.Interim(res)
 		return nil
+	}
+	if hold && res.Status == 101 && cl.key != "" {
+		var ok bool
+		if res, ok = cl.proven(res); !ok {
+			return errNoProof
+		}
 	}
 	if hold && (res.Status == 101 || !upgrade && res.Status/100 == 2) {
 		cl.tunnel(s, res)

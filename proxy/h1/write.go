@@ -132,10 +132,8 @@ func (cl *Client) appendRequest(b []byte, req *exchange.Head, extra []hpack.Head
 	switch {
 	case connect:
 		target = req.Authority
-	case upgrade && method == "CONNECT": // it stands for another method (RFC 8441, 5)
-		if method = req.Get(exchange.UpgradeMethod); !exchange.ValidToken(method) {
-			method = "GET"
-		}
+	case upgrade && method == "CONNECT": // RFC 8441, 5
+		method = "GET"
 	}
 	b = append(append(b, method...), ' ')
 	if req.Absolute || req.Major == 2 && req.Get(exchange.TargetForm) == "absolute" {
@@ -162,6 +160,7 @@ func (cl *Client) appendRequest(b []byte, req *exchange.Head, extra []hpack.Head
 	b = appendFields(b, extra, func(string) bool { return false })
 	switch {
 	case upgrade:
+		b = cl.prove(b, req)
 		b = appendField(appendField(b, "connection", "upgrade"), "upgrade", req.Protocol)
 		mode = modeHold
 	case connect:

@@ -91,11 +91,8 @@ func (cl *Client) writeRequest(id uint32, req *exchange.Head, extra []hpack.Head
 func (cl *Client) encodeHead(req *exchange.Head) {
 	method := req.Method
 	upgrade := cl.extends(req)
-	switch {
-	case upgrade:
+	if upgrade {
 		method = "CONNECT" // RFC 8441, 5
-	case req.Protocol != "":
-		method = upgraded(req)
 	}
 	cl.hp.field(hpack.HeaderField{Name: ":method", Value: method})
 	if upgrade {
@@ -112,7 +109,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	if req.Authority != "" { // HTTP/1.0 need not name a host
 		cl.hp.field(hpack.HeaderField{Name: ":authority", Value: req.Authority})
 	}
-	if upgrade && cl.internal && req.Method != "GET" && req.Method != "CONNECT" {
+	if upgrade && cl.internal && req.Method != "GET" {
 		cl.hp.field(hpack.HeaderField{Name: exchange.UpgradeMethod, Value: req.Method})
 	}
 	if req.Absolute && cl.internal {
@@ -122,7 +119,7 @@ func (cl *Client) encodeHead(req *exchange.Head) {
 	for i := range req.Fields {
 		name := req.Fields[i].Name
 		if exchange.HopByHop(name) || !cl.internal && exchange.MeshField(name) || tunnel && name == "content-length" ||
-			upgrade && !cl.internal && name == "sec-websocket-key" {
+			upgrade && !cl.internal && name == "sec-websocket-key" || name == exchange.UpgradeMethod {
 			continue
 		}
 		cl.hp.field(req.Fields[i])
@@ -302,7 +299,7 @@ func (cl *Client) headers(id uint32, end bool, b *block) error {
 	}
 	port := s.Port(exchange.Up)
 	port.Left, port.GotEnd = left, end
-	if tunnel && !cl.internal && isWebSocket(s.Req) {
+	if tunnel && !cl.internal && s.Req.IsWebSocket() {
 		res = welcome(res, s.Req)
 	}
 	s.ResponseHead(res, end, tunnel)

@@ -35,7 +35,8 @@ type conn struct {
 	in       []byte // an incomplete frame
 	rest     []byte // input that waits for the output to drain
 	pre      int    // bytes of the preface still expected (server)
-	extended bool   // the peer takes extended CONNECT (RFC 8441)
+	connects bool   // extended CONNECT is taken (server; RFC 8441)
+	extended bool   // the peer takes it (client)
 	first    bool   // the peer's first SETTINGS has come
 	acks     bool   // the peer has acknowledged ours
 	over     bool   // closing: nothing more is read or written
@@ -110,7 +111,7 @@ func (c *conn) greet() {
 	b = appendSetting(b, setListSize, maxBlock)
 	if c.side == exchange.Up {
 		b = appendSetting(b, setPush, 0)
-	} else if c.internal {
+	} else if c.connects {
 		b = appendSetting(b, setConnect, 1)
 	}
 	b[at+2] = byte(len(b) - at - frameHeader)

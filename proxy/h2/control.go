@@ -230,7 +230,9 @@ func (c *conn) setting(id int, v uint32) error {
 		if v > 1 || v == 0 && c.extended { // RFC 8441, 3
 			return fatal(codeProtocol, "bad ENABLE_CONNECT_PROTOCOL")
 		}
-		c.extended = v == 1
+		if c.extended = v == 1; c.extended {
+			c.hp.encGen++ // what a request was encoded to holds no longer
+		}
 	}
 	return nil
 }

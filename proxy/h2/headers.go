@@ -217,8 +217,13 @@ func (c *conn) buildRequest(f []hpack.HeaderField) (*exchange.Head, int64, error
 	case len(host) == 1 && !strings.EqualFold(host[0], h.Authority):
 		return nil, 0, errMalformed
 	}
-	if seen&16 != 0 && (!c.internal || h.Method != "CONNECT" || !exchange.ValidProtocol(h.Protocol)) {
-		return nil, 0, errMalformed
+	if seen&16 != 0 {
+		if !c.connects || h.Method != "CONNECT" || !exchange.ValidProtocol(h.Protocol) || left > 0 {
+			return nil, 0, errMalformed
+		}
+		if c.internal {
+			h.Method = standsFor(h)
+		}
 	}
 	if h.Method == "CONNECT" && seen&16 == 0 { // RFC 9113, 8.5
 		if seen&6 != 0 || h.Authority == "" || left > 0 {
@@ -231,6 +236,14 @@ func (c *conn) buildRequest(f []hpack.HeaderField) (*exchange.Head, int64, error
 		return nil, 0, errMalformed
 	}
 	return h, left, nil
+}
+
+// standsFor is the method of the request for which an extended CONNECT on a link stands.
+func standsFor(h *exchange.Head) string {
+	if m := h.Get(exchange.UpgradeMethod); exchange.ValidToken(m) {
+		return m
+	}
+	return "GET"
 }
 
 // response reads the block as a response head.

@@ -29,6 +29,7 @@ func NewServer(c flow.Conn, h exchange.Handler, o exchange.ServerOptions) *Serve
 	sv := &Server{h: h, o: o}
 	sv.init(c, o.Pool, o.Clock, exchange.Down, o.Internal, sv)
 	sv.o.Pool = sv.pool
+	sv.connects = o.Internal || o.Extended
 	sv.pre = len(Preface)
 	c.SetReceiver(sv)
 	sv.greet()

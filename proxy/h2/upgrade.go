@@ -1,10 +1,6 @@
 package h2
 
 import (
-	"crypto/sha1"
-	"encoding/base64"
-	"strings"
-
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 
@@ -20,37 +16,26 @@ type held struct {
 	extra []hpack.HeaderField
 }
 
-// upgraded is the method of the HTTP/1.1 request that an upgrade is.
-func upgraded(req *exchange.Head) string {
-	if req.Method != "CONNECT" {
-		return req.Method
-	}
-	if m := req.Get(exchange.UpgradeMethod); exchange.ValidToken(m) {
-		return m
-	}
-	return "GET"
-}
-
-func isWebSocket(req *exchange.Head) bool { return strings.EqualFold(req.Protocol, "websocket") }
-
-// extends reports whether req is to be sent as an extended CONNECT. To an application it can stand for a GET only.
+// extends reports whether req is to be sent as an extended CONNECT. To an application it can stand for a GET only, if it is
+// none itself.
 func (cl *Client) extends(req *exchange.Head) bool {
-	return req.Protocol != "" && (cl.internal || cl.extended && upgraded(req) == "GET")
+	return req.Protocol != "" && (cl.internal || cl.extended && (req.Method == "GET" || req.Method == "CONNECT"))
 }
 
 // awaits deals with an upgrade that cannot be sent, yet or at all; it reports true when it did. A server may pass over the
 // wish to upgrade (RFC 9110, 7.8), and what is sent as an ordinary request instead is served so. A WebSocket client has no
-// use for that.
+// use for that, and an extended CONNECT no other meaning.
 func (cl *Client) awaits(s *exchange.Stream, extra []hpack.HeaderField) bool {
-	if cl.internal || upgraded(s.Req) != "GET" {
+	connect := s.Req.Method == "CONNECT"
+	if cl.internal || s.Req.Method != "GET" && !connect {
 		return false
 	}
 	if !cl.first {
 		cl.held = append(cl.held, held{s.Ref(), extra})
 		return true
 	}
-	if !cl.extended && isWebSocket(s.Req) {
-		s.Fail(502, mesh.ReasonNoUpgrade, "the server speaks HTTP/2 and has not enabled WebSocket over it")
+	if !cl.extended && (connect || s.Req.IsWebSocket()) {
+		s.Abort(exchange.Up, mesh.ReasonNoUpgrade, codeNo, true)
 		return true
 	}
 	return false
@@ -81,10 +66,9 @@ func welcome(res, req *exchange.Head) *exchange.Head {
 	if key == "" || res.Get("sec-websocket-accept") != "" {
 		return res
 	}
-	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) // RFC 6455, 4.2.2
 	h := &exchange.Head{Status: res.Status, Major: res.Major, Minor: res.Minor}
 	h.Fields = append(append(h.Fields, res.Fields...), hpack.HeaderField{
-		Name: "sec-websocket-accept", Value: base64.StdEncoding.EncodeToString(sum[:]),
+		Name: "sec-websocket-accept", Value: exchange.WebSocketAccept(key),
 	})
 	return h
 }

@@ -1,6 +1,8 @@
 package link_test
 
 import (
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +14,7 @@ import (
 	api "conduit.io/conduit/api/node"
 	"conduit.io/conduit/mesh"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/net/websocket"
 )
 
@@ -145,6 +148,48 @@ func TestWebSocketOverTheMesh(t *testing.T) {
 	got := make([]byte, len(msg))
 	if _, err := io.ReadFull(ws, got); err != nil || string(got) != msg {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// A client that speaks HTTP/2 opens a WebSocket over it, though the application speaks HTTP/2 without this and takes
+// WebSocket over HTTP/1.1 alone: through two proxies, and through one.
+func TestWebSocketFromHTTP2(t *testing.T) {
+	for name, start := range map[string]func(t *testing.T){
+		"two nodes": func(t *testing.T) { pair(t) },
+		"one":       func(t *testing.T) { local(t, mesh.Detect, webIP+":8080") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			start(t)
+			httpApp(t, webIP+":8080", "web")
+			//nolint:staticcheck // SA1019: net/http's Transport knows no extended CONNECT
+			client := &http.Client{Transport: &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			}}}
+			t.Cleanup(client.CloseIdleConnections)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			for range 3 {
+				r, w := io.Pipe()
+				req, err := http.NewRequestWithContext(ctx, "CONNECT", "http://"+httpSvc+"/ws", r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header = http.Header{":protocol": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Origin": {"http://app.example"}}
+				res, err := client.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				go io.WriteString(w, "\x81\x85\x00\x00\x00\x00hello") // one frame
+				got := make([]byte, 7)
+				if _, err := io.ReadFull(res.Body, got); res.StatusCode != 200 || err != nil || string(got) != "\x81\x05hello" {
+					t.Errorf("%s, %q came back, %v", res.Status, got, err)
+				}
+				w.Close()
+				if _, err := io.Copy(io.Discard, res.Body); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

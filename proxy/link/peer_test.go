@@ -135,6 +135,7 @@ func TestHBONEPeer(t *testing.T) {
 		{[]string{":method", "CONNECT", ":authority", "127.0.0.1:22"}, "403", "not-a-mesh-target"},
 		{[]string{":method", "CONNECT", ":authority", webMesh}, "403", "not-a-mesh-target"},
 		{[]string{":method", "CONNECT", ":authority", "web.shop:80"}, "400", "bad-request"},
+		{[]string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "http", ":path", "/", ":authority", "x"}, "", ""},
 		{[]string{":method", "CONNECT", ":authority", webIP + ":9"}, "503", "connect-failed"},
 	} {
 		if r := p.ask(uint32(3+2*i), true, c.fields...); r[":status"] != c.status || r["conduit-reason"] != "" && r["conduit-reason"] != c.reason {

@@ -25,6 +25,7 @@ type call struct {
 	tried    []*balance.Endpoint
 	sentAt   int64
 	linked   bool // over another proxy
+	http1    bool // its application does not take over HTTP/2 what it asks for
 
 	labels *labels      // of a tunnel
 	tls    meter.TLS    // likewise
@@ -44,7 +45,7 @@ func (h handler) Request(s *exchange.Stream) {
 	c := h.sh.newCall()
 	c.Begin(&h.sh.desk, s, c)
 	c.down = s.Conn.(*down)
-	c.FromLink, c.linked = c.down.kind == inboundMesh, false
+	c.FromLink, c.linked, c.http1 = c.down.kind == inboundMesh, false, false
 	c.Limit(h.sh.n.o.Limits)
 	s.Ctx = c
 	c.route()
@@ -106,7 +107,21 @@ func (h handler) Lost(s *exchange.Stream, reason mesh.Reason) bool {
 	if s := c.down.share; s == nil || s.pod.removed.Load() || !c.MayRetry() {
 		return false
 	}
+	if reason == mesh.ReasonNoUpgrade {
+		return c.downgrade()
+	}
 	c.again()
+	return true
+}
+
+// downgrade sends an upgrade that the application does not take over HTTP/2 as one of HTTP/1.1, once.
+func (c *call) downgrade() bool {
+	if c.http1 {
+		return false
+	}
+	c.http1 = true
+	c.leaveEndpoint(false)
+	c.route()
 	return true
 }
 

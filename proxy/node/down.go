@@ -142,7 +142,7 @@ func (e ending) Closed(err error) { e.sh.closed(e.d, nil) }
 // serverOptions are what every codec of d gets.
 func (sh *shard) serverOptions(d *down) exchange.ServerOptions {
 	return exchange.ServerOptions{
-		Clock: sh.loop, Pool: sh.streams, Conn: d,
+		Clock: sh.loop, Pool: sh.streams, Conn: d, Extended: true,
 		OnClose: func(err error) { sh.closed(d, err) },
 		OnViolation: func(v exchange.Violation) {
 			sh.n.process.Abused(v.Abuse)

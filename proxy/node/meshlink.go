@@ -63,7 +63,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 	d.opened(d.label.conn(sh, meter.MTLS, meter.HTTP2))
 	sh.n.process.MeshOpen.Add(1)
 	o := sh.serverOptions(d)
-	o.Internal = !d.hbone
+	o.Internal, o.Extended = !d.hbone, false
 	srv := h2.NewServer(c, handler{sh}, o)
 	d.drain, d.burden = srv.Drain, srv
 	d.lease = sh.n.certs.Lease(sh.loop, cfg, cs, srv.Drain)

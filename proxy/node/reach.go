@@ -45,6 +45,9 @@ func (sh *shard) toApp(c *call, p *pod, dst, client netip.AddrPort, major int) {
 		sh.dialTunnel(c, p, dst, &tag)
 		return
 	}
+	if c.http1 {
+		major = 1
+	}
 	g := sh.group(c.down, poolKey{owner: p, addr: dst, client: client.Addr(), major: major}, kernel.KindVirtual)
 	g.client = client
 	c.Over(g.Pool, nil)
@@ -58,7 +61,11 @@ func (sh *shard) direct(c *call, dst netip.AddrPort) {
 		sh.dialTunnel(c, p, dst, &tag)
 		return
 	}
-	c.Over(sh.group(c.down, poolKey{owner: p, addr: dst, major: c.S.Req.Major}, kernel.KindProxy).Pool, nil)
+	major := c.S.Req.Major
+	if c.http1 {
+		major = 1
+	}
+	c.Over(sh.group(c.down, poolKey{owner: p, addr: dst, major: major}, kernel.KindProxy).Pool, nil)
 }
 
 // overMesh carries a stream to the proxy of workload w, for its application at dst.

@@ -21,6 +21,7 @@ type call struct {
 	l     *listener
 	conn  *conn
 	conns *meter.Conns // of a tunnel that is counted as open
+	http1 bool         // its server does not take over HTTP/2 what it asks for
 	next  *call
 }
 
@@ -36,7 +37,7 @@ func (s *Server) newCall() *call {
 // Request implements exchange.Handler.
 func (h handler) Request(s *exchange.Stream) {
 	c := h.l.srv.newCall()
-	c.l, c.conn = h.l, s.Conn.(*conn)
+	c.l, c.conn, c.http1 = h.l, s.Conn.(*conn), false
 	c.Begin(&h.l.srv.desk, s, c)
 	c.Limit(h.l.cfg.Limits)
 	s.Ctx = c
@@ -70,7 +71,7 @@ func (c *call) open() {
 // send puts a request on an upstream connection.
 func (c *call) send() {
 	c.Attempts++
-	c.Over(c.l.pool(c.S.Req), nil)
+	c.Over(c.l.pool(c.S.Req, c.http1), nil)
 }
 
 // Stranded implements trip.Owner.
@@ -78,15 +79,16 @@ func (c *call) Stranded(reason mesh.Reason, detail string) {
 	c.Fail(c.conn.front, exchange.HTTPStatus(reason), reason, detail)
 }
 
-// pool is where a request goes. An upgrade needs HTTP/1.1, or another proxy, where nothing else is configured.
-func (l *listener) pool(r *exchange.Head) *pool.Pool {
+// pool is where a request goes. An upgrade needs HTTP/1.1, or another proxy, where nothing else is configured; one that came
+// over HTTP/2 may be what the server takes over HTTP/2, too.
+func (l *listener) pool(r *exchange.Head, http1 bool) *pool.Pool {
 	k := auto
 	switch {
 	case l.cfg.UpstreamProtocol == mesh.HTTP1:
 		k = viaHTTP1
 	case l.cfg.UpstreamProtocol == mesh.HTTP2:
 		k = viaHTTP2
-	case r.Protocol != "" && r.Major == 1:
+	case http1 || r.Protocol != "" && r.Major == 1:
 		k = viaHTTP1
 	case l.cfg.UpstreamTLS != nil:
 	case r.Major == 2:
@@ -185,9 +187,15 @@ func (handler) Response(s *exchange.Stream) {
 }
 
 // Lost implements exchange.Handler.
-func (h handler) Lost(s *exchange.Stream, _ mesh.Reason) bool {
+func (h handler) Lost(s *exchange.Stream, reason mesh.Reason) bool {
 	c := s.Ctx.(*call)
-	if c.Tunnel || !c.MayRetry() {
+	switch {
+	case reason == mesh.ReasonNoUpgrade:
+		if c.http1 || h.l.cfg.UpstreamProtocol != mesh.Detect {
+			return false
+		}
+		c.http1 = true
+	case c.Tunnel || !c.MayRetry():
 		return false
 	}
 	h.l.srv.process.Retries.Add(1)

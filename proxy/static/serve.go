@@ -250,7 +250,7 @@ func (l *listener) serve(c *conn, sc *sock.Conn, p mesh.Protocol, link bool) {
 	o := front.Options{
 		Handler: handler{l}, Protocol: p,
 		Server: exchange.ServerOptions{
-			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c, Internal: link,
+			Clock: l.srv.loop, Pool: l.srv.streams, Conn: c, Internal: link, Extended: true,
 			OnClose: func(err error) { l.closed(c, err) },
 			OnViolation: func(v exchange.Violation) {
 				l.srv.process.Abused(v.Abuse)

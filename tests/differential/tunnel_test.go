@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/net/http2"
 )
 
 // switching is a server that accepts every upgrade and then does what the path says; where there is none, it says what
@@ -177,10 +175,6 @@ func TestConnectRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			m = h.open([]field{{":method", "CONNECT"}, {":authority", "app.example:443"}}, false).response()
-			s := h.open([]field{{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "http"}, {":path", "/"}, {":authority", "h"}}, false)
-			if s.response() != nil || s.code != http2.ErrCodeProtocol {
-				t.Errorf("%s: an extended CONNECT that was not enabled: code %v", p, s.code)
-			}
 		}
 		if m == nil || m.line != "501" || m.get("conduit-reason") != "bad-request" {
 			t.Errorf("%s: %v", p, m)

@@ -132,6 +132,8 @@ type Frame struct {
 	Code   http2.ErrCode
 	Inc    uint32
 	Last   uint32
+	// Settings are those of a SETTINGS frame, by their last value.
+	Settings map[http2.SettingID]uint32
 }
 
 // H2 is an HTTP/2 peer made of x/net's Framer. It acknowledges SETTINGS.
@@ -209,6 +211,9 @@ func (h *H2) read() {
 			out.Code, out.Last = f.ErrCode, f.LastStreamID
 		case *http2.WindowUpdateFrame:
 			out.Inc = f.Increment
+		case *http2.SettingsFrame:
+			out.Settings = map[http2.SettingID]uint32{}
+			_ = f.ForeachSetting(func(s http2.Setting) error { out.Settings[s.ID] = s.Val; return nil })
 		case *http2.PingFrame:
 			out.Data = append([]byte(nil), f.Data[:]...)
 		}
