@@ -15,7 +15,7 @@ import (
 )
 
 // MaxRequest bounds a certificate request, in bytes of DER: one with a P-256 key and the longest SPIFFE ID fits.
-const MaxRequest = 4096
+const MaxRequest = 8192
 
 // Fault says what is wrong with a certificate request.
 type Fault string

@@ -20,11 +20,15 @@ import (
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/cli/metrics"
 	"conduit.io/conduit/control"
+	authority "conduit.io/conduit/control/identity"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/meter"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 const metricsPage = "../docs/metrics.md"
@@ -269,7 +273,17 @@ func controllerText(t *testing.T) string {
 	for _, path := range []string{"/healthz", "/readyz", "/version", "/v1/trust-bundle", "/metrics", "/metrics"} {
 		text = fetch(t, "http://"+l.Addr().String()+path)
 	}
-	return text
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: "127.0.0.1:1"}) // nobody is asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := authority.New(authority.Config{Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	authority.WriteMetrics(&out)
+	return text + out.String()
 }
 
 func fetch(t *testing.T, url string) string {
