@@ -23,6 +23,7 @@ import (
 	"conduit.io/conduit/api/frame"
 	"conduit.io/conduit/api/podapi"
 	"conduit.io/conduit/loader"
+	"conduit.io/conduit/tests/program"
 )
 
 const patience = 20 * time.Second
@@ -55,9 +56,8 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("go", "build", "-o", w.bin+"/", "conduit.io/conduit/cmd/conduit-agent", "conduit.io/conduit/cmd/conduit-proxy").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	if err := program.Build(w.bin, "conduit.io/conduit/cmd/conduit-agent", "conduit.io/conduit/cmd/conduit-proxy"); err != nil {
+		t.Fatal(err)
 	}
 	w.ip("netns add " + w.ns("sw"))
 	w.ip("-n " + w.ns("sw") + " link add br0 type bridge")

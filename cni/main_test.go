@@ -18,25 +18,16 @@ import (
 
 	"conduit.io/conduit/api/frame"
 	"conduit.io/conduit/api/podapi"
+	"conduit.io/conduit/tests/program"
 )
 
 var binary string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "conduit-cni-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "conduit-cni")
-	if out, err := exec.Command("go", "build", "-o", binary, "conduit.io/conduit/cmd/conduit-cni").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build conduit-cni: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(program.Main(func(dir string) int {
+		binary = filepath.Join(dir, "conduit-cni")
+		return m.Run()
+	}, "conduit.io/conduit/cmd/conduit-cni"))
 }
 
 // outcome is how a call of the plugin ended.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/proxy"
+	"conduit.io/conduit/tests/program"
 )
 
 var binary string
@@ -30,21 +31,10 @@ func TestMain(m *testing.M) {
 		serveWebSocket()
 		return
 	}
-	dir, err := os.MkdirTemp("", "conduit-proxy-test")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = filepath.Join(dir, "conduit-proxy")
-	out, err := exec.Command("go", "build", "-o", binary, "conduit.io/conduit/cmd/conduit-proxy").CombinedOutput()
-	code := 1
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-	} else {
-		code = m.Run()
-	}
-	os.RemoveAll(dir)
-	os.Exit(code)
+	os.Exit(program.Main(func(dir string) int {
+		binary = filepath.Join(dir, "conduit-proxy")
+		return m.Run()
+	}, "conduit.io/conduit/cmd/conduit-proxy"))
 }
 
 // config is the JSON of a static configuration.

@@ -13,37 +13,23 @@ import (
 	"conduit.io/conduit/tests/bench/report"
 	"conduit.io/conduit/tests/bench/workload"
 	"conduit.io/conduit/tests/leak"
+	"conduit.io/conduit/tests/program"
 )
 
 // bin has the programs that a benchmark starts, built by TestMain.
 var bin string
 
-func TestMain(m *testing.M) { os.Exit(withPrograms(m)) }
-
-func withPrograms(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "conduit-bench-bin-")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	bin = dir
-	build := func(to string, what ...string) {
-		cmd := exec.Command("go", append([]string{"build", "-o", filepath.Join(dir, to) + "/"}, what...)...)
-		cmd.Dir = "../.."
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			panic(string(out))
+func TestMain(m *testing.M) {
+	os.Exit(program.Main(func(dir string) int {
+		bin = dir
+		if err := program.Build(filepath.Join(dir, "bench"), "conduit.io/conduit/tests/load", "conduit.io/conduit/tests/bench/control/..."); err != nil {
+			panic(err)
 		}
-	}
-	if err := os.Mkdir(filepath.Join(dir, "bench"), 0o755); err != nil {
-		panic(err)
-	}
-	build("", "./cmd/conduit-proxy")
-	build("bench", "./tests/load", "./tests/bench/control/...")
-	return leak.Main(m)
+		return leak.Main(m)
+	}, "conduit.io/conduit/cmd/conduit-proxy"))
 }
 
-// bench runs the command and returns what it says and the report that it wrote.
+// benchmark runs the command and returns what it says and the report that it wrote.
 func benchmark(t *testing.T, args ...string) (stdout string, r *report.Run) {
 	t.Helper()
 	out := t.TempDir()

@@ -166,7 +166,7 @@ func begin(o *options, g *rig.Rig) *report.Run {
 	return &report.Run{
 		Schema: report.Schema, Started: time.Now().UTC().Truncate(time.Second), Commit: head(), Machine: rig.Describe(g.Cores),
 		Settings: report.Settings{
-			SampleSeconds: o.plan.Sample.Seconds(), LatencySeconds: o.plan.Latency.Seconds(), Full: o.full, RealTime: g.RealTime,
+			SampleSeconds: o.plan.Sample.Seconds(), LatencySeconds: o.plan.Latency.Seconds(), SettleSeconds: settle.Seconds(), Full: o.full, RealTime: g.RealTime,
 		},
 	}
 }

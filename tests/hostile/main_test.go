@@ -18,6 +18,7 @@ import (
 	"conduit.io/conduit/cli/metrics"
 	"conduit.io/conduit/proxy"
 	"conduit.io/conduit/tests/leak"
+	"conduit.io/conduit/tests/program"
 )
 
 var binary string
@@ -32,21 +33,10 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(attackEnv); spec != "" {
 		attackFor(spec)
 	}
-	dir, err := os.MkdirTemp("", "conduit-hostile-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = filepath.Join(dir, "conduit-proxy")
-	out, err := exec.Command("go", "build", "-o", binary, "conduit.io/conduit/cmd/conduit-proxy").CombinedOutput()
-	code := 1
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-	} else {
-		code = leak.Main(m)
-	}
-	os.RemoveAll(dir)
-	os.Exit(code)
+	os.Exit(program.Main(func(dir string) int {
+		binary = filepath.Join(dir, "conduit-proxy")
+		return leak.Main(m)
+	}, "conduit.io/conduit/cmd/conduit-proxy"))
 }
 
 // process is a running conduit-proxy.

@@ -5,13 +5,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
 	"conduit.io/conduit/cli/lab"
+	"conduit.io/conduit/tests/program"
 )
 
 // BinDirEnv names the environment variable with a directory of ready binaries: conduit-agent, conduit-proxy and
@@ -91,11 +90,11 @@ func Build(t testing.TB, conduit bool) Binaries {
 	}
 	needDir(t)
 	b := Binaries{CNI: filepath.Join(built.dir, "cni")}
-	built.cni.Do(func() { built.cniErr = goBuild(b.CNI, cniPackages) })
+	built.cni.Do(func() { built.cniErr = program.Build(b.CNI, cniPackages...) })
 	err := built.cniErr
 	if conduit && err == nil {
 		b.Conduit = filepath.Join(built.dir, "conduit")
-		built.conduit.Do(func() { built.cErr = goBuild(b.Conduit, conduitPackages) })
+		built.conduit.Do(func() { built.cErr = program.Build(b.Conduit, conduitPackages...) })
 		err = built.cErr
 	}
 	if err != nil {
@@ -109,7 +108,7 @@ func CNITool(t testing.TB) string {
 	t.Helper()
 	needDir(t)
 	dir := filepath.Join(built.dir, "tool")
-	built.tool.Do(func() { built.tErr = goBuild(dir, []string{"github.com/containernetworking/cni/cnitool"}) })
+	built.tool.Do(func() { built.tErr = program.Build(dir, "github.com/containernetworking/cni/cnitool") })
 	if built.tErr != nil {
 		t.Fatal(built.tErr)
 	}
@@ -135,16 +134,4 @@ func checkBinaries(t testing.TB, b Binaries, conduit bool) Binaries {
 		}
 	}
 	return b
-}
-
-func goBuild(dir string, packages []string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	cmd := exec.Command("go", append([]string{"build", "-o", dir + string(filepath.Separator)}, packages...)...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, out)
-	}
-	return nil
 }

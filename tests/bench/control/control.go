@@ -1,4 +1,4 @@
-// Package control is what the controls of the benchmark have in common: their flags.
+// Package control is what the controls of the benchmark have in common: their flags, and that they serve links.
 package control
 
 import (
@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log"
 	"os"
 	"strings"
 )
@@ -21,8 +22,22 @@ type Config struct {
 	In, Out *tls.Config // nil: plaintext
 }
 
-// Parse reads the process's flags.
-func Parse() (*Config, error) {
+// Main serves every link of the process's flags, until one ends with an error.
+func Main(name string, serve func(k Link, c *Config) error) {
+	log.SetFlags(0)
+	c, err := parse()
+	if err != nil {
+		log.Fatalf("%s: %v", name, err)
+	}
+	failed := make(chan error)
+	for _, k := range c.Links {
+		go func() { failed <- serve(k, c) }()
+	}
+	log.Fatalf("%s: %v", name, <-failed)
+}
+
+// parse reads the process's flags.
+func parse() (*Config, error) {
 	c := &Config{}
 	flag.Func("link", "`listen,upstream,out` (repeated)", func(s string) error {
 		f := strings.Split(s, ",")

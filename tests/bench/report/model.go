@@ -37,6 +37,7 @@ type Settings struct {
 	Rounds         int     `json:"rounds"`    // that were whole
 	SampleSeconds  float64 `json:"sample_s"`  // of a closed loop, about; of a bulk transfer
 	LatencySeconds float64 `json:"latency_s"` // of an open loop
+	SettleSeconds  float64 `json:"settle_s"`  // from the last idle connection to the measurement of memory
 	RealTime       bool    `json:"realtime"`  // proxies, generator and backend went before everything else on the machine
 	Full           bool    `json:"full"`      // every peer and workload, and the memory
 }

@@ -17,14 +17,10 @@ var pageText string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageText))
 
-// settleSeconds is what the page says about the memory of idle connections.
-const settleSeconds = 25
-
 // page is what the template gets.
 type page struct {
 	*Run
 	Took     string // how long it did
-	Settle   int
 	Versions string
 	Pictures []string
 	Tables   string
@@ -37,7 +33,7 @@ func (r *Run) Page() ([]byte, error) {
 		t.Markdown(&tables)
 	}
 	p := page{
-		Run: r, Took: took(r.Seconds), Settle: settleSeconds, Versions: r.versions(),
+		Run: r, Took: took(r.Seconds), Versions: r.versions(),
 		Pictures: slices.Sorted(maps.Keys(r.Plots())), Tables: tables.String(),
 	}
 	var out bytes.Buffer

@@ -13,37 +13,20 @@ import (
 	"conduit.io/conduit/tests/bench/control"
 )
 
-func main() {
-	log.SetFlags(0)
-	if err := run(); err != nil {
-		log.Fatalf("relay: %v", err)
-	}
-}
+func main() { control.Main("relay", serve) }
 
-func run() error {
-	cfg, err := control.Parse()
+func serve(k control.Link, cfg *control.Config) error {
+	l, err := net.Listen("tcp", k.Listen)
 	if err != nil {
 		return err
 	}
-	failed := make(chan error)
-	for _, k := range cfg.Links {
-		l, err := net.Listen("tcp", k.Listen)
-		if err != nil {
-			return err
-		}
-		go func() { failed <- serve(l, k.Upstream, cfg) }()
-	}
-	return <-failed
-}
-
-func serve(l net.Listener, upstream string, cfg *control.Config) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
 		go func() {
-			if err := relay(c, upstream, cfg); err != nil && !errors.Is(err, net.ErrClosed) {
+			if err := relay(c, k.Upstream, cfg); err != nil && !errors.Is(err, net.ErrClosed) {
 				log.Printf("relay: %v", err)
 			}
 		}()

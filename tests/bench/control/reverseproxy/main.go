@@ -14,30 +14,13 @@ import (
 	"conduit.io/conduit/tests/bench/control"
 )
 
-func main() {
-	log.SetFlags(0)
-	if err := run(); err != nil {
-		log.Fatalf("reverseproxy: %v", err)
-	}
-}
+func main() { control.Main("reverseproxy", serve) }
 
-func run() error {
-	cfg, err := control.Parse()
-	if err != nil {
-		return err
+func serve(k control.Link, cfg *control.Config) error {
+	if cfg.In != nil {
+		return server(k, cfg).ListenAndServeTLS("", "") // the certificate is in TLSConfig
 	}
-	failed := make(chan error)
-	for _, k := range cfg.Links {
-		srv := server(k, cfg)
-		go func() {
-			if cfg.In != nil {
-				failed <- srv.ListenAndServeTLS("", "") // the certificate is in TLSConfig
-			} else {
-				failed <- srv.ListenAndServe()
-			}
-		}()
-	}
-	return <-failed
+	return server(k, cfg).ListenAndServe()
 }
 
 func server(k control.Link, cfg *control.Config) *http.Server {
