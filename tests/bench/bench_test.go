@@ -189,7 +189,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestJudge(t *testing.T) {
-	r := &report.Run{Goals: []report.Goal{{Subject: "a", Limit: 100}, {Subject: "b", Limit: 100}}}
+	r := &report.Run{Goals: []report.Goal{{Subject: "a", Limit: 100, Ceiling: 125}, {Subject: "b", Limit: 200, Ceiling: 125}}}
 	r.Goals[0].Value.N, r.Goals[0].Value.Median = 1, 124
 	r.Goals[1].Value.N, r.Goals[1].Value.Median = 1, 126
 	if err := judge(r); err == nil || strings.Contains(err.Error(), "a:") || !strings.Contains(err.Error(), "b:") {

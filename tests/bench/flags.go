@@ -46,7 +46,7 @@ func parse(args []string, stdout io.Writer) (*options, error) {
 	f.StringVar(&o.works, "workloads", "", "`names` of the workloads, separated by commas (default all)")
 	f.StringVar(&o.peers, "peers", "", "`names` of the peers (default all)")
 	f.BoolVar(&o.quick, "quick", false, "a few minutes: 3 short rounds of Conduit, HAProxy, nghttpx and the controls, no memory")
-	f.BoolVar(&o.memory, "memory-only", false, "only Conduit's memory, against its ceilings; exit status 1 when one is exceeded by more than 25 %")
+	f.BoolVar(&o.memory, "memory-only", false, "only Conduit's memory, against its ceilings; exit status 1 when one is exceeded")
 	f.BoolVar(&o.noMemory, "no-memory", false, "leave the memory out")
 	f.BoolVar(&o.realTime, "realtime", true, "schedule what is measured before everything else on the machine, where that is permitted")
 	f.StringVar(&o.docs, "docs", "", "`directory` of the documentation, in which to publish a full run, or what --from reads")

@@ -47,9 +47,6 @@ func fullMemory(ctx context.Context, b *bench, o *options, r *report.Run, progre
 	return nil
 }
 
-// tolerance is by how much a ceiling may be exceeded before memoryOnly fails.
-const tolerance = 1.25
-
 // memoryOnly measures Conduit's ceilings in less than a minute: all at the same time, in processes of their own.
 func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error {
 	o.realTime = false
@@ -83,7 +80,7 @@ func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error
 	return judge(r)
 }
 
-// judge is an error when a measurement failed, or a ceiling is exceeded by more than the tolerance.
+// judge is an error when a measurement failed, or a ceiling is exceeded.
 func judge(r *report.Run) error {
 	var all error
 	for _, m := range r.Memory {
@@ -92,8 +89,8 @@ func judge(r *report.Run) error {
 		}
 	}
 	for _, g := range r.Goals {
-		if g.Value.N > 0 && g.Value.Median > g.Limit*tolerance {
-			all = errors.Join(all, fmt.Errorf("%s: %s, more than %.0f %% above the ceiling (%s)", g.Subject, g.Measured, (tolerance-1)*100, g.Goal))
+		if g.Value.N > 0 && g.Ceiling > 0 && g.Value.Median > g.Ceiling {
+			all = errors.Join(all, fmt.Errorf("%s: %s, above the ceiling (%s)", g.Subject, g.Measured, g.Most))
 		}
 	}
 	return all

@@ -118,6 +118,9 @@ type Goal struct {
 	Value   stats.Interval `json:"value"`
 	Limit   float64        `json:"limit"`
 	AtLeast bool           `json:"at_least"`
+	// Ceiling, if not 0, is what Value must not exceed whether the goal is met or not, and Most is how that reads.
+	Ceiling float64 `json:"ceiling,omitempty"`
+	Most    string  `json:"most,omitempty"`
 }
 
 // Write writes r as JSON to path, each sample on a line.

@@ -126,6 +126,10 @@ func TestGoals(t *testing.T) {
 	got := map[string]string{}
 	for _, g := range measured().Goals {
 		got[g.Subject] = g.Verdict
+		memory := strings.Contains(g.Subject, "RSS") || strings.Contains(g.Subject, "anonymous") || strings.Contains(g.Subject, "memory")
+		if memory != (g.Ceiling > 0) || memory != (g.Most != "") {
+			t.Errorf("%s has the ceiling %q, %v", g.Subject, g.Most, g.Ceiling)
+		}
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("goals %v", got)

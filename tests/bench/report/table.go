@@ -60,9 +60,9 @@ func (r *Run) Tables() []Table {
 }
 
 func (r *Run) goalTable() Table {
-	t := Table{Title: "Goals", Head: []string{"", "goal", "measured (95 % interval)", ""}}
+	t := Table{Title: "Goals", Head: []string{"", "goal", "measured (95 % interval)", "", "ceiling"}}
 	for _, g := range r.Goals {
-		t.Rows = append(t.Rows, []string{g.Subject, g.Goal, g.Measured, g.Verdict})
+		t.Rows = append(t.Rows, []string{g.Subject, g.Goal, g.Measured, g.Verdict, g.Most})
 	}
 	return t
 }
