@@ -5,10 +5,13 @@ import "golang.org/x/net/http2/hpack"
 const (
 	bufSize     = 16 << 10
 	maxFreeBufs = 16
-	maxFree     = 256     // streams
 	keepReplay  = 1 << 10 // a free stream keeps no larger replay buffer
 	maxParked   = 64 << 20
 )
+
+// MaxFree is how many free streams a Pool keeps for reuse. Whoever keeps something of its own for each stream keeps as
+// many, so that what a burst has needed is given back.
+const MaxFree = 256
 
 // Pool keeps streams and buffers for reuse. One Pool serves every connection of one shard loop; it does not lock.
 type Pool struct {
@@ -55,7 +58,7 @@ func (p *Pool) put(s *Stream) {
 		rp = nil
 	}
 	*s = Stream{pool: p, gen: s.gen + 1, trailBuf: tb[:0], replay: rp[:0], dead: true}
-	if p.nfree >= maxFree {
+	if p.nfree >= MaxFree {
 		return
 	}
 	s.next, p.free = p.free, s

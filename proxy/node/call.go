@@ -230,6 +230,7 @@ func (sh *shard) newCall() *call {
 		c = &call{sh: sh}
 	} else {
 		sh.free = c.next
+		sh.nfree--
 		c.next = nil
 	}
 	c.tried = c.triedBuf[:0]
@@ -243,7 +244,11 @@ func (sh *shard) freeCall(c *call) {
 	if c.Tunnel || len(c.tried) > 0 {
 		*c = call{sh: sh}
 	}
+	if sh.nfree >= exchange.MaxFree {
+		return
+	}
 	c.next, sh.free = sh.free, c
+	sh.nfree++
 }
 
 // link puts a tunnel into the list of those that are counted while they live.

@@ -50,6 +50,7 @@ type shard struct {
 	lookups   map[netip.Addr]*lookup
 	tunnels   *call // ring head, through call.prev and call.next
 	free      *call
+	nfree     int
 	leaving   bool
 }
 

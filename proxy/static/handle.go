@@ -31,7 +31,16 @@ func (s *Server) newCall() *call {
 		return &call{}
 	}
 	s.free = c.next
+	s.nfree--
 	return c
+}
+
+func (s *Server) freeCall(c *call) {
+	if s.nfree >= exchange.MaxFree {
+		return
+	}
+	c.next, s.free = s.free, c
+	s.nfree++
 }
 
 // Request implements exchange.Handler.
@@ -210,7 +219,7 @@ func (h handler) Done(s *exchange.Stream) {
 	c.Trip.Done()
 	c.end()
 	c.conns = nil
-	c.next, h.l.srv.free = h.l.srv.free, c
+	h.l.srv.freeCall(c)
 }
 
 // end closes the stream's account of bytes.

@@ -41,6 +41,7 @@ type Server struct {
 	streams *exchange.Pool
 	fronts  []*listener
 	free    *call
+	nfree   int
 	warned  []int // how often, of each certificate of process
 	ready   atomic.Bool
 	leaving bool // Shutdown has begun
