@@ -62,7 +62,7 @@ soak: build ## two proxies with mTLS under load and misuse; fails when anything 
 bench: build bench-tools bench-caddy ## Conduit's proxy and its peers side by side (1-2 h; BENCH_FLAGS='--within 18m --sample 300ms --latency 2s' for less, --help lists all)
 	$(BIN)/bench/bench --docs docs $(BENCH_FLAGS)
 
-bench-memory: build bench-tools ## Conduit's memory against its ceilings (a minute)
+bench-memory: build bench-tools ## Conduit's memory against its ceilings (two minutes)
 	$(BIN)/bench/bench --memory-only
 
 bench-regression: build bench-tools ## CPU against the previous commit, paired; fails when it is more than 10 % higher (a few minutes)

@@ -47,7 +47,7 @@ func fullMemory(ctx context.Context, b *bench, o *options, r *report.Run, progre
 	return nil
 }
 
-// memoryOnly measures Conduit's ceilings in less than a minute: all at the same time, in processes of their own.
+// memoryOnly measures Conduit's memory against its ceilings: all at the same time, in processes of their own.
 func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error {
 	o.realTime = false
 	b, err := open(ctx, o)
