@@ -6,12 +6,13 @@ LDFLAGS  := -s -w -X conduit.io/conduit/mesh.version=$(VERSION)
 BINARIES := conduit conduit-agent conduit-cni conduit-controller conduit-proxy
 PLUGINS  := main/bridge main/ptp ipam/host-local
 TOOLS    := $(GO) tool -modfile=tools/go.mod
+BUF      := $(GO) tool -modfile=tools/buf/go.mod buf
 export CGO_ENABLED = 0
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins images demo test vet lint unit race cluster kernels conformance soak fuzz generate clean
+.PHONY: help build plugins images demo test vet lint unit race cluster kernels conformance soak fuzz generate api-baseline clean
 .PHONY: bench bench-memory bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -37,6 +38,9 @@ vet:
 lint: ## formatting and static analysis
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt:"; echo "$$out"; exit 1; }
 	$(GO) mod tidy -diff
+	$(BUF) lint api/proto
+	$(BUF) breaking api/proto --against api/proto/baseline.binpb
+	@$(BUF) build api/proto --exclude-source-info -o - | cmp -s - api/proto/baseline.binpb || { echo "api/proto has grown: run 'make api-baseline' and commit"; exit 1; }
 	$(TOOLS) golangci-lint run ./...
 
 unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
@@ -78,8 +82,13 @@ bench-caddy:
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)
 
-generate: ## BPF objects and the Go types made from them (clang, llvm-strip, libbpf headers)
+generate: ## BPF objects and the Go types made from them (clang, llvm-strip, libbpf headers), protobuf
 	$(GO) generate ./...
+
+# What clients may rely on. Without it in the tree, a shallow clone would have nothing to compare with.
+api-baseline: ## accept what api/proto has grown by; refuses what would break clients
+	$(BUF) breaking api/proto --against api/proto/baseline.binpb
+	$(BUF) build api/proto --exclude-source-info -o api/proto/baseline.binpb
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) bench/out

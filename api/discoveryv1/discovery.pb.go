@@ -421,10 +421,10 @@ type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Addresses to be told of from now on; at most 4096 in a message. One that is subscribed to already is answered again.
 	Subscribe []*Address `protobuf:"bytes,1,rep,name=subscribe,proto3" json:"subscribe,omitempty"`
-	// Addresses to forget; those that are not subscribed to are passed over. The client drops by itself what only they led to:
-	// it is not sent as removed.
+	// Addresses to forget; those that are not subscribed to are passed over.
 	Unsubscribe []*Address `protobuf:"bytes,2,rep,name=unsubscribe,proto3" json:"unsubscribe,omitempty"`
-	// In the first message of a stream: what an earlier stream left the client with. Absent: nothing.
+	// In the first message of a stream: what an earlier stream left the client with. It speaks for all of that message's
+	// subscribe: addresses that were not subscribed to before wait for a later message. Absent: the client holds nothing.
 	Resume *Position `protobuf:"bytes,3,opt,name=resume,proto3" json:"resume,omitempty"`
 	// The newest version that the client acts on, 0 for none. It is for the controller's statistics of propagation alone.
 	Applied       uint64 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
@@ -547,14 +547,17 @@ func (x *Position) GetVersion() uint64 {
 
 // WatchResponse brings a client from the version that it has to a newer one.
 //
-// Whoever applies one applies it as a whole. Resources that are referred to are in the same response, or were sent before:
-// a service for an answer that names it, endpoints for a service, workloads for endpoints.
+// Whoever applies one applies it as a whole. Resources that are referred to are in the same version, or were sent before:
+// a service for an answer that names it, endpoints for a service, workloads for endpoints. What nothing refers to any more, the
+// client drops by itself: a service when its last answer has gone or changed, its endpoints with it, and a workload when neither an
+// answer nor an endpoint names it. It must do so, since it will not hear of their changes: what an answer leads to later
+// is sent again.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the client is once it has applied this; while more is true, resuming here is not possible yet.
 	Position *Position `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
-	// Whether the first step is to drop everything held of earlier streams: the position resumed from is not known here. Only in a
-	// stream's first response.
+	// Whether the first step is to drop everything held of earlier streams, since nothing was resumed. Only in a stream's
+	// first response.
 	Reset_ bool `protobuf:"varint,2,opt,name=reset,proto3" json:"reset,omitempty"`
 	// Whether this version goes on in the next response. Large answers come in responses of at most some 256 KiB.
 	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
@@ -567,12 +570,8 @@ type WatchResponse struct {
 	Endpoints []*EndpointsUpdate `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// Workloads that are new or changed.
 	Workloads []*Workload `protobuf:"bytes,7,rep,name=workloads,proto3" json:"workloads,omitempty"`
-	// Keys of services that are gone, or that no subscribed address leads to any more. Their endpoints go with them.
-	RemovedServices []string `protobuf:"bytes,8,rep,name=removed_services,json=removedServices,proto3" json:"removed_services,omitempty"`
-	// UIDs of workloads that are gone, or that nothing subscribed leads to any more.
-	RemovedWorkloads []string `protobuf:"bytes,9,rep,name=removed_workloads,json=removedWorkloads,proto3" json:"removed_workloads,omitempty"`
 	// Where the caller's node is. In a stream's first response, and again when it changes.
-	Locality      *Locality `protobuf:"bytes,10,opt,name=locality,proto3" json:"locality,omitempty"`
+	Locality      *Locality `protobuf:"bytes,8,opt,name=locality,proto3" json:"locality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -656,20 +655,6 @@ func (x *WatchResponse) GetWorkloads() []*Workload {
 	return nil
 }
 
-func (x *WatchResponse) GetRemovedServices() []string {
-	if x != nil {
-		return x.RemovedServices
-	}
-	return nil
-}
-
-func (x *WatchResponse) GetRemovedWorkloads() []string {
-	if x != nil {
-		return x.RemovedWorkloads
-	}
-	return nil
-}
-
 func (x *WatchResponse) GetLocality() *Locality {
 	if x != nil {
 		return x.Locality
@@ -682,8 +667,8 @@ type Address struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 4 or 16 bytes, network order. IPv4 in IPv6 (::ffff:0:0/96) means the IPv4 address. JSON shows it in base64.
 	Ip []byte `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
-	// TCP port, or 0 for the address as a whole. It matters for addresses of nodes, where NodePorts of Services and pods' host
-	// ports are told apart by it: elsewhere the answer is the same for every port.
+	// TCP port, or 0 for the address as a whole. It matters for addresses of nodes, where it tells the NodePorts of Services apart,
+	// and for external IPs that Services share. Elsewhere the answer is the same for every port.
 	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1973,7 +1958,7 @@ const file_conduit_discovery_v1_discovery_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\":\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xff\x03\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xa7\x03\n" +
 	"\rWatchResponse\x12:\n" +
 	"\bposition\x18\x01 \x01(\v2\x1e.conduit.discovery.v1.PositionR\bposition\x12\x14\n" +
 	"\x05reset\x18\x02 \x01(\bR\x05reset\x12\x12\n" +
@@ -1981,11 +1966,8 @@ const file_conduit_discovery_v1_discovery_proto_rawDesc = "" +
 	"\aanswers\x18\x04 \x03(\v2\x1c.conduit.discovery.v1.AnswerR\aanswers\x129\n" +
 	"\bservices\x18\x05 \x03(\v2\x1d.conduit.discovery.v1.ServiceR\bservices\x12C\n" +
 	"\tendpoints\x18\x06 \x03(\v2%.conduit.discovery.v1.EndpointsUpdateR\tendpoints\x12<\n" +
-	"\tworkloads\x18\a \x03(\v2\x1e.conduit.discovery.v1.WorkloadR\tworkloads\x12)\n" +
-	"\x10removed_services\x18\b \x03(\tR\x0fremovedServices\x12+\n" +
-	"\x11removed_workloads\x18\t \x03(\tR\x10removedWorkloads\x12:\n" +
-	"\blocality\x18\n" +
-	" \x01(\v2\x1e.conduit.discovery.v1.LocalityR\blocality\"-\n" +
+	"\tworkloads\x18\a \x03(\v2\x1e.conduit.discovery.v1.WorkloadR\tworkloads\x12:\n" +
+	"\blocality\x18\b \x01(\v2\x1e.conduit.discovery.v1.LocalityR\blocality\"-\n" +
 	"\aAddress\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\fR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\"\x86\x03\n" +

@@ -254,6 +254,8 @@ type CertificateResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The identity as requested.
 	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// What became of it.
+	//
 	// Types that are valid to be assigned to Result:
 	//
 	//	*CertificateResult_Certificate

@@ -65,7 +65,7 @@ type DiscoveryServiceClient interface {
 	Lookup(context.Context, *discoveryv1.LookupRequest) (*discoveryv1.LookupResponse, error)
 	// ListServices lists the Services of every type, ExternalName included, in the order of their keys.
 	ListServices(context.Context, *discoveryv1.ListServicesRequest) (*discoveryv1.ListServicesResponse, error)
-	// ListWorkloads lists the pods that an address can lead to, in the order of their UIDs.
+	// ListWorkloads lists the pods that an address can lead to, in the order of their namespaces and names.
 	ListWorkloads(context.Context, *discoveryv1.ListWorkloadsRequest) (*discoveryv1.ListWorkloadsResponse, error)
 }
 
@@ -160,7 +160,7 @@ type DiscoveryServiceHandler interface {
 	Lookup(context.Context, *discoveryv1.LookupRequest) (*discoveryv1.LookupResponse, error)
 	// ListServices lists the Services of every type, ExternalName included, in the order of their keys.
 	ListServices(context.Context, *discoveryv1.ListServicesRequest) (*discoveryv1.ListServicesResponse, error)
-	// ListWorkloads lists the pods that an address can lead to, in the order of their UIDs.
+	// ListWorkloads lists the pods that an address can lead to, in the order of their namespaces and names.
 	ListWorkloads(context.Context, *discoveryv1.ListWorkloadsRequest) (*discoveryv1.ListWorkloadsResponse, error)
 }
 
