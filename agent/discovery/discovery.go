@@ -14,7 +14,6 @@ import (
 	"conduit.io/conduit/mesh"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Options say whose snapshot it is.
@@ -106,15 +105,15 @@ func Workload(o *manifest.Objects, p *corev1.Pod, thisNode string) mesh.Workload
 	if w.Node == "" {
 		w.Node = thisNode
 	}
-	var ns metav1.Object
+	var namespace kube.Said
 	if n := o.Namespaces[p.Namespace]; n != nil {
-		ns = n
+		namespace = kube.Says(n)
 	}
 	var policy *v1alpha1.MeshPolicySpec
 	if o.Policy != nil {
 		policy = &o.Policy.Spec
 	}
-	set := kube.For(p, ns, policy)
+	set := kube.Settle(kube.Says(p), namespace, policy)
 	w.Meshed, w.Mode, w.Down = set.Meshed && !p.Spec.HostNetwork, set.Mode, set.Down
 	return w
 }

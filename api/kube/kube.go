@@ -28,6 +28,17 @@ const (
 	TaintNotReady     = "conduit.io/agent-not-ready" // of Nodes, NoSchedule: no agent has wired the node yet
 )
 
+// Said is what the label and the annotations of one object say; empty where they say nothing.
+type Said struct {
+	Mesh, Mode, Down string
+}
+
+// Says reads o, a Pod or a Namespace.
+func Says(o metav1.Object) Said {
+	labels, notes := o.GetLabels(), o.GetAnnotations()
+	return Said{Mesh: labels[LabelMesh], Mode: notes[AnnotationMode], Down: notes[AnnotationDown]}
+}
+
 // Settings is what objects say of a pod, with all defaults applied.
 type Settings struct {
 	Meshed bool // wants enrolment
@@ -35,23 +46,18 @@ type Settings struct {
 	Down   mesh.Down
 }
 
-// For is what the labels and annotations of a pod and of its namespace, and the MeshPolicy, say, in this order of
-// precedence. A namespace or policy that is not known is nil. A pod on the host's network is never meshed, whatever
-// its labels say: the caller adds that. A value that is none of those allowed is handed through as it is.
-func For(pod, namespace metav1.Object, policy *v1alpha1.MeshPolicySpec) Settings {
-	var nsLabels, nsNotes map[string]string
-	if namespace != nil {
-		nsLabels, nsNotes = namespace.GetLabels(), namespace.GetAnnotations()
-	}
+// Settle is what a pod, its namespace, and the MeshPolicy say together, in this order of precedence. A policy that is not
+// known is nil. A pod on the host's network is never meshed, whatever its labels say: the caller adds that. A value
+// that is none of those allowed is handed through as it is.
+func Settle(pod, namespace Said, policy *v1alpha1.MeshPolicySpec) Settings {
 	var defaults v1alpha1.MeshPolicySpec
 	if policy != nil {
 		defaults = *policy
 	}
-	labels, notes := pod.GetLabels(), pod.GetAnnotations()
 	s := Settings{
-		Meshed: first(labels[LabelMesh], nsLabels[LabelMesh]) == Enabled,
-		Mode:   mesh.Mode(first(notes[AnnotationMode], nsNotes[AnnotationMode], defaults.MTLS.Mode, string(mesh.Permissive))),
-		Down:   mesh.Down(first(notes[AnnotationDown], nsNotes[AnnotationDown], defaults.AgentDown)),
+		Meshed: first(pod.Mesh, namespace.Mesh) == Enabled,
+		Mode:   mesh.Mode(first(pod.Mode, namespace.Mode, defaults.MTLS.Mode, string(mesh.Permissive))),
+		Down:   mesh.Down(first(pod.Down, namespace.Down, defaults.AgentDown)),
 	}
 	if s.Down == "" {
 		s.Down = mesh.DownOpen

@@ -2,7 +2,10 @@
 // in deploy/crds. Values read from a cache are shared: do not change them.
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
 
 // Group and Version of everything in this package.
 const (
@@ -29,4 +32,29 @@ type MeshPolicySpec struct {
 // MTLS says what inbound connections must be.
 type MTLS struct {
 	Mode string `json:"mode"` // PERMISSIVE (default) or STRICT
+}
+
+// MeshPolicyList is a list of them.
+type MeshPolicyList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata"`
+	Items           []MeshPolicy `json:"items"`
+}
+
+// DeepCopyObject is runtime.Object's.
+func (p *MeshPolicy) DeepCopyObject() runtime.Object {
+	out := *p
+	out.ObjectMeta = *p.ObjectMeta.DeepCopy()
+	return &out
+}
+
+// DeepCopyObject is runtime.Object's.
+func (l *MeshPolicyList) DeepCopyObject() runtime.Object {
+	out := *l
+	out.ListMeta = *l.ListMeta.DeepCopy()
+	out.Items = make([]MeshPolicy, len(l.Items))
+	for i := range l.Items {
+		out.Items[i] = *l.Items[i].DeepCopyObject().(*MeshPolicy)
+	}
+	return &out
 }
