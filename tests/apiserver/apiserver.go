@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,9 +26,6 @@ import (
 // Admin is the token of a member of system:masters.
 const Admin = "admin"
 
-// builtBy is where tests/cluster keeps the binaries that it has built.
-const builtBy = "/var/tmp/mesh-cluster/bin"
-
 // Server is a running API server.
 type Server struct {
 	Config *rest.Config // as Admin
@@ -37,7 +35,7 @@ type Server struct {
 }
 
 // Start runs etcd and kube-apiserver until the test ends. It skips the test where they are missing: they are looked for in
-// $TEST_ASSET_KUBE_APISERVER and $TEST_ASSET_ETCD, where tests/cluster builds them, and in $PATH.
+// $TEST_ASSET_KUBE_APISERVER and $TEST_ASSET_ETCD, where tests/cluster keeps what it builds, and in $PATH.
 func Start(t testing.TB) *Server {
 	t.Helper()
 	etcd, api := find(t, "etcd"), find(t, "kube-apiserver")
@@ -99,10 +97,15 @@ func (s *Server) awaitReady() {
 func find(t testing.TB, name string) string {
 	t.Helper()
 	variable := "TEST_ASSET_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-	for _, p := range []string{os.Getenv(variable), filepath.Join(builtBy, name)} {
-		if st, err := os.Stat(p); err == nil && st.Mode()&0o111 != 0 {
-			return p
-		}
+	if p := os.Getenv(variable); p != "" {
+		return p
+	}
+	cache := os.Getenv("CONDUIT_CLUSTER_CACHE")
+	if dir, err := os.UserCacheDir(); cache == "" && err == nil {
+		cache = filepath.Join(dir, "conduit-cluster")
+	}
+	if built, _ := filepath.Glob(filepath.Join(cache, "v*", name)); len(built) > 0 {
+		return slices.Max(built)
 	}
 	p, err := exec.LookPath(name)
 	if err != nil {
