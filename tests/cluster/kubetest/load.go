@@ -1,0 +1,69 @@
+package kubetest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"conduit.io/conduit/tests/cluster/kube"
+)
+
+// LoadImage is the image of tests/load. Imported before its pods are made.
+const LoadImage = "localhost/load:test"
+
+// LoadPort is where load pods listen: HTTP/1.1, HTTP/2 and gRPC.
+const LoadPort = 9000
+
+// loaded are the clusters that have the image already.
+var loaded sync.Map
+
+// ImportLoad builds tests/load and imports its image on every node, once for each cluster.
+func (c *Cluster) ImportLoad() {
+	c.t.Helper()
+	if _, there := loaded.LoadOrStore(c.Cluster, true); there {
+		return
+	}
+	dir := c.t.TempDir()
+	program, archive := filepath.Join(dir, "load"), filepath.Join(dir, "load.tar")
+	build := exec.CommandContext(c.Context(), "go", "build", "-o", program, "conduit.io/conduit/tests/load")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		c.t.Fatalf("build load: %v\n%s", err, out)
+	}
+	if err := kube.ProgramImage(archive, LoadImage, program); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := c.ImportImage(c.Context(), archive); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// LoadPod is the manifest of a pod that answers on LoadPort, and from which Load sends requests. node 0 is any node.
+func LoadPod(name string, node int, labels map[string]string) string {
+	type object = map[string]any
+	spec := object{
+		"terminationGracePeriodSeconds": 1,
+		"containers": []object{{"name": "load", "image": LoadImage, "imagePullPolicy": "Never", "args": []string{"backend", "--address", fmt.Sprintf("0.0.0.0:%d", LoadPort)},
+			"ports": []object{{"containerPort": LoadPort}}, "readinessProbe": object{"tcpSocket": object{"port": LoadPort}, "periodSeconds": 1}}},
+	}
+	if node > 0 {
+		spec["nodeName"] = fmt.Sprintf("node%d", node)
+	}
+	pod, err := json.Marshal(object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "labels": labels}, "spec": spec})
+	if err != nil {
+		panic(err) // nothing in it cannot be marshalled
+	}
+	return string(pod) + "\n---\n"
+}
+
+// Load sends requests from a load pod, and returns an error unless every one was answered well.
+func (c *Cluster) Load(from, target string, flags ...string) error {
+	out, err := c.Exec(from, append([]string{"/load", "run", "--target", target, "--protocol", "http1"}, flags...)...)
+	if err != nil {
+		return fmt.Errorf("load from %s to %s: %w\n%s", from, target, err, strings.TrimSpace(out))
+	}
+	return nil
+}
