@@ -64,7 +64,9 @@ func OpenCA(dir, trustDomain string, now func() time.Time) (*CA, error) {
 	if err := ca.createMissing(); err != nil {
 		return nil, err
 	}
-	if _, err := ca.read(); err != nil {
+	if _, err := ca.read(); errors.Is(err, ErrForeign) {
+		return nil, fmt.Errorf("%w; use another directory, or its trust domain", err)
+	} else if err != nil {
 		return nil, err
 	}
 	return ca, nil
@@ -132,9 +134,9 @@ func (ca *CA) read() (changed bool, err error) {
 	ca.raw = [2][]byte{append([]byte{}, certPEM...), append([]byte{}, keyPEM...)}
 	switch {
 	case errors.Is(certErr, os.ErrNotExist):
-		return false, fmt.Errorf("%s is missing; restore it, or remove both files: %w", certFile, ErrBroken)
+		return false, fmt.Errorf("%s is there, but %s is missing; restore it, or remove both: %w", keyFile, certFile, ErrBroken)
 	case errors.Is(keyErr, os.ErrNotExist):
-		return false, fmt.Errorf("%s is missing; restore it, or remove both files: %w", keyFile, ErrBroken)
+		return false, fmt.Errorf("%s is there, but %s is missing; restore it, or remove both: %w", certFile, keyFile, ErrBroken)
 	case certErr != nil || keyErr != nil:
 		return false, errors.Join(certErr, keyErr)
 	}

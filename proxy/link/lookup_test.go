@@ -121,8 +121,10 @@ func TestOpenPodGoesOnWithoutAnAnswer(t *testing.T) {
 	client := workload("other", "n1", "127.9.3.1")
 	client.Down = mesh.DownOpen
 	n.addPodIn(otherNetns(t, "127.9.9.4:9000", echo), 303, client, "", "127.9.9.4:9000")
-	if !echoes(t, "127.9.9.4:9000") || !echoes(t, "127.9.9.4:9000") {
-		t.Error("no echo")
+	for range 2 {
+		if !echoes(t, "127.9.9.4:9000") {
+			t.Error("no echo")
+		}
 	}
 	n.want("conduit_proxy_unresolved_total 2", `conduit_proxy_connections_total 2`)
 }

@@ -17,8 +17,10 @@ func TestInterest(t *testing.T) {
 			t.Errorf("%s: %+v", what, l)
 		}
 	}
-	if !in.hold(a, 2) || !in.hold(a, 2) || !in.hold(b, 2) {
-		t.Fatal("two addresses are too many")
+	for _, held := range []netip.Addr{a, a, b} {
+		if !in.hold(held, 2) {
+			t.Fatalf("%s is one too many", held)
+		}
 	}
 	if in.hold(netip.MustParseAddr("10.0.0.2"), 2) {
 		t.Error("a third of two is held")
