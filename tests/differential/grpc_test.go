@@ -25,11 +25,13 @@ import (
 	reflection_pb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
+
+	"conduit.io/conduit/tests/grpctest"
 )
 
 // service is gRPC's own test service.
 type service struct {
-	rpc.UnimplementedTestServiceServer
+	grpctest.Streams
 	ended      chan error   // why a call ended that waits for its end
 	compressed atomic.Value // how the last request came
 }
@@ -63,51 +65,6 @@ func (s *service) EmptyCall(ctx context.Context, _ *rpc.Empty) (*rpc.Empty, erro
 	return nil, status.FromContextError(ctx.Err()).Err()
 }
 
-func (s *service) StreamingOutputCall(r *rpc.StreamingOutputCallRequest, out rpc.TestService_StreamingOutputCallServer) error {
-	for i, p := range r.GetResponseParameters() {
-		if err := out.Send(&rpc.StreamingOutputCallResponse{Payload: filled(byte(i), int(p.GetSize()))}); err != nil {
-			return err
-		}
-	}
-	if r.GetResponseStatus().GetCode() != 0 {
-		return status.Error(codes.Code(r.GetResponseStatus().GetCode()), r.GetResponseStatus().GetMessage())
-	}
-	return nil
-}
-
-func (s *service) StreamingInputCall(in rpc.TestService_StreamingInputCallServer) error {
-	total := 0
-	for {
-		r, err := in.Recv()
-		if errors.Is(err, io.EOF) {
-			return in.SendAndClose(&rpc.StreamingInputCallResponse{AggregatedPayloadSize: int32(total)})
-		}
-		if err != nil {
-			return err
-		}
-		total += len(r.GetPayload().GetBody())
-	}
-}
-
-func (s *service) FullDuplexCall(both rpc.TestService_FullDuplexCallServer) error {
-	for {
-		r, err := both.Recv()
-		if errors.Is(err, io.EOF) {
-			both.SetTrailer(metadata.Pairs("in-trailer", "the end"))
-			return nil
-		}
-		if err != nil {
-			s.ended <- both.Context().Err()
-			return err
-		}
-		if err := both.Send(&rpc.StreamingOutputCallResponse{Payload: r.GetPayload()}); err != nil {
-			return err
-		}
-	}
-}
-
-func filled(b byte, n int) *rpc.Payload { return &rpc.Payload{Body: bytes.Repeat([]byte{b}, n)} }
-
 // TagRPC implements stats.Handler, as do the three that follow.
 func (s *service) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
 
@@ -131,6 +88,7 @@ func serveGRPC(t *testing.T) (*service, string) {
 		t.Fatal(err)
 	}
 	s := &service{ended: make(chan error, 8)}
+	s.Cut = func(err error) { s.ended <- err }
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(16<<20), grpc.StatsHandler(s))
 	rpc.RegisterTestServiceServer(srv, s)
 	health_pb.RegisterHealthServer(srv, health.NewServer())
@@ -186,8 +144,8 @@ func unary(t *testing.T, c rpc.TestServiceClient, s *service) {
 			if coding != "" {
 				opts = append(opts, grpc.UseCompressor(coding))
 			}
-			r, err := c.UnaryCall(ctx, &rpc.SimpleRequest{Payload: filled('u', size)}, opts...)
-			if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled('u', size).GetBody()) {
+			r, err := c.UnaryCall(ctx, &rpc.SimpleRequest{Payload: grpctest.Filled('u', size)}, opts...)
+			if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled('u', size).GetBody()) {
 				t.Fatalf("%d bytes: %d came back, %v", size, len(r.GetPayload().GetBody()), err)
 			}
 			if !slices.Equal(header.Get("in-header"), []string{"one,two"}) || !slices.Equal(header.Get("bytes-bin"), []string{binary}) ||
@@ -232,7 +190,7 @@ func streams(t *testing.T, c rpc.TestServiceClient) {
 	}
 	for i := range 100 {
 		r, err := out.Recv()
-		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(byte(i), i*100).GetBody()) {
+		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(byte(i), i*100).GetBody()) {
 			t.Fatalf("server stream: message %d has %d bytes, %v", i, len(r.GetPayload().GetBody()), err)
 		}
 	}
@@ -244,7 +202,7 @@ func streams(t *testing.T, c rpc.TestServiceClient) {
 		t.Fatal(err)
 	}
 	for i := range 100 {
-		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: filled('i', i*100)}); err != nil {
+		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: grpctest.Filled('i', i*100)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -256,10 +214,10 @@ func streams(t *testing.T, c rpc.TestServiceClient) {
 		t.Fatal(err)
 	}
 	for i := range 100 { // each message waits for the answer to the one before it
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled(byte(i), i*10)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled(byte(i), i*10)}); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := both.Recv(); err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(byte(i), i*10).GetBody()) {
+		if r, err := both.Recv(); err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(byte(i), i*10).GetBody()) {
 			t.Fatalf("both: message %d has %d bytes, %v", i, len(r.GetPayload().GetBody()), err)
 		}
 	}
@@ -287,7 +245,7 @@ func ends(t *testing.T, c rpc.TestServiceClient, s *service) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled('x', 10)}); err != nil {
+	if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled('x', 10)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := both.Recv(); err != nil {

@@ -16,6 +16,8 @@ import (
 	rpc "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"conduit.io/conduit/tests/grpctest"
 )
 
 // broken is an HTTP/2 server that does f with every stream.
@@ -131,7 +133,7 @@ func TestGRPCDrained(t *testing.T) {
 		t.Fatal(err)
 	}
 	talk := func() error {
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled('x', 1000)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled('x', 1000)}); err != nil {
 			return err
 		}
 		_, err := both.Recv()
@@ -178,7 +180,7 @@ func TestGRPCMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled('x', 1)}); err != nil {
+	if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled('x', 1)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := both.Recv(); err != nil {

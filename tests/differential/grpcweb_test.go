@@ -16,6 +16,8 @@ import (
 
 	"connectrpc.com/connect"
 	rpc "google.golang.org/grpc/interop/grpc_testing"
+
+	"conduit.io/conduit/tests/grpctest"
 )
 
 // The procedures of a server that speaks gRPC, gRPC-Web and Connect, over HTTP/1.1 and HTTP/2.
@@ -46,7 +48,7 @@ func webUnary(_ context.Context, r *connect.Request[rpc.SimpleRequest]) (*connec
 
 func webOut(_ context.Context, r *connect.Request[rpc.StreamingOutputCallRequest], s *connect.ServerStream[rpc.StreamingOutputCallResponse]) error {
 	for i, p := range r.Msg.GetResponseParameters() {
-		if err := s.Send(&rpc.StreamingOutputCallResponse{Payload: filled(byte(i), int(p.GetSize()))}); err != nil {
+		if err := s.Send(&rpc.StreamingOutputCallResponse{Payload: grpctest.Filled(byte(i), int(p.GetSize()))}); err != nil {
 			return err
 		}
 	}
@@ -136,11 +138,11 @@ func TestGRPCWeb(t *testing.T) {
 
 func webCalls(t *testing.T, c *connect.Client[rpc.SimpleRequest, rpc.SimpleResponse]) {
 	for _, size := range []int{0, 100, 500_000} {
-		req := connect.NewRequest(&rpc.SimpleRequest{Payload: filled('w', size)})
+		req := connect.NewRequest(&rpc.SimpleRequest{Payload: grpctest.Filled('w', size)})
 		req.Header()["Sent"] = []string{"one", "two"}
 		req.Header().Set("Sent-Bin", "AP8=")
 		r, err := c.CallUnary(t.Context(), req)
-		if err != nil || !bytes.Equal(r.Msg.GetPayload().GetBody(), filled('w', size).GetBody()) {
+		if err != nil || !bytes.Equal(r.Msg.GetPayload().GetBody(), grpctest.Filled('w', size).GetBody()) {
 			t.Fatalf("%d bytes: %v", size, err)
 		}
 		if r.Header().Get("In-Header") != "one,two" || r.Header().Get("Bytes-Bin") != "AP8=" || r.Trailer().Get("In-Trailer") != "t" {
@@ -175,7 +177,7 @@ func webStreams(t *testing.T, p path, c *http.Client, dialect connect.ClientOpti
 	}
 	in := connect.NewClient[rpc.StreamingInputCallRequest, rpc.StreamingInputCallResponse](c, "http://"+p.addr+procIn, dialect).CallClientStream(t.Context())
 	for i := range 50 {
-		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: filled('i', i*100)}); err != nil {
+		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: grpctest.Filled('i', i*100)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,7 +189,7 @@ func webStreams(t *testing.T, p path, c *http.Client, dialect connect.ClientOpti
 	}
 	both := connect.NewClient[rpc.StreamingOutputCallRequest, rpc.StreamingOutputCallResponse](c, "http://"+p.addr+procDuplex, dialect).CallBidiStream(t.Context())
 	for i := range 50 {
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled('b', i*10)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled('b', i*10)}); err != nil {
 			t.Fatal(err)
 		}
 		if r, err := both.Receive(); err != nil || len(r.GetPayload().GetBody()) != i*10 {

@@ -17,6 +17,7 @@ import (
 	rpc "google.golang.org/grpc/interop/grpc_testing"
 
 	"conduit.io/conduit/cli/lab"
+	"conduit.io/conduit/tests/grpctest"
 	"conduit.io/conduit/tests/testnet"
 )
 
@@ -94,11 +95,11 @@ func (p pair) stream(ctx context.Context, t *testing.T) func() error {
 	n := byte(0)
 	return func() error {
 		n++
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled(n, 100)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled(n, 100)}); err != nil {
 			return err
 		}
 		r, err := both.Recv()
-		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(n, 100).GetBody()) {
+		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(n, 100).GetBody()) {
 			return fmt.Errorf("message %d: %d bytes, %w", n, len(r.GetPayload().GetBody()), err)
 		}
 		return nil

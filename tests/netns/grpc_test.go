@@ -22,12 +22,13 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"conduit.io/conduit/tests/grpctest"
 	"conduit.io/conduit/tests/testnet"
 )
 
 // calls is a server of gRPC's own test service, with calls of every kind.
 type calls struct {
-	rpc.UnimplementedTestServiceServer
+	grpctest.Streams
 	cancelled chan string // what ended a call that waits for its end
 	began     chan struct{}
 }
@@ -55,47 +56,6 @@ func (s *calls) EmptyCall(ctx context.Context, _ *rpc.Empty) (*rpc.Empty, error)
 	s.cancelled <- ctx.Err().Error()
 	return nil, status.FromContextError(ctx.Err()).Err()
 }
-
-func (s *calls) StreamingOutputCall(r *rpc.StreamingOutputCallRequest, out rpc.TestService_StreamingOutputCallServer) error {
-	for i, p := range r.GetResponseParameters() {
-		if err := out.Send(&rpc.StreamingOutputCallResponse{Payload: filled(byte(i), int(p.GetSize()))}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *calls) StreamingInputCall(in rpc.TestService_StreamingInputCallServer) error {
-	total := 0
-	for {
-		r, err := in.Recv()
-		if errors.Is(err, io.EOF) {
-			return in.SendAndClose(&rpc.StreamingInputCallResponse{AggregatedPayloadSize: int32(total)})
-		}
-		if err != nil {
-			return err
-		}
-		total += len(r.GetPayload().GetBody())
-	}
-}
-
-func (s *calls) FullDuplexCall(both rpc.TestService_FullDuplexCallServer) error {
-	for {
-		r, err := both.Recv()
-		if errors.Is(err, io.EOF) {
-			both.SetTrailer(metadata.Pairs("in-trailer", "the end"))
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := both.Send(&rpc.StreamingOutputCallResponse{Payload: r.GetPayload()}); err != nil {
-			return err
-		}
-	}
-}
-
-func filled(b byte, n int) *rpc.Payload { return &rpc.Payload{Body: bytes.Repeat([]byte{b}, n)} }
 
 func serveCalls(t *testing.T, w *town, port uint16) (*calls, *grpc.Server, uint16) {
 	t.Helper()
@@ -141,8 +101,8 @@ func unaryCalls(ctx context.Context, t *testing.T, c rpc.TestServiceClient, p pa
 	for _, size := range []int{0, 1, 100_000, 4 << 20} {
 		var header, trailer metadata.MD
 		ctx := metadata.AppendToOutgoingContext(ctx, "sent", "one", "sent", "two", "sent-bin", binary)
-		r, err := c.UnaryCall(ctx, &rpc.SimpleRequest{Payload: filled('u', size)}, grpc.Header(&header), grpc.Trailer(&trailer))
-		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled('u', size).GetBody()) {
+		r, err := c.UnaryCall(ctx, &rpc.SimpleRequest{Payload: grpctest.Filled('u', size)}, grpc.Header(&header), grpc.Trailer(&trailer))
+		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled('u', size).GetBody()) {
 			t.Fatalf("unary call of %d bytes: %d bytes, %v", size, len(r.GetPayload().GetBody()), err)
 		}
 		if !slices.Equal(header.Get("in-header"), []string{"one,two"}) || !slices.Equal(header.Get("bytes-bin"), []string{binary}) ||
@@ -220,7 +180,7 @@ func streams(ctx context.Context, t *testing.T, c rpc.TestServiceClient) {
 	}
 	for i := range 200 {
 		r, err := out.Recv()
-		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(byte(i), i*100).GetBody()) {
+		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(byte(i), i*100).GetBody()) {
 			t.Fatalf("server stream: message %d has %d bytes, %v", i, len(r.GetPayload().GetBody()), err)
 		}
 	}
@@ -232,7 +192,7 @@ func streams(ctx context.Context, t *testing.T, c rpc.TestServiceClient) {
 		t.Fatal(err)
 	}
 	for i := range 200 {
-		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: filled('i', i*100)}); err != nil {
+		if err := in.Send(&rpc.StreamingInputCallRequest{Payload: grpctest.Filled('i', i*100)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -251,11 +211,11 @@ func pingPong(ctx context.Context, c rpc.TestServiceClient, n int) error {
 		return err
 	}
 	for i := range n {
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled(byte(i), i*10)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled(byte(i), i*10)}); err != nil {
 			return fmt.Errorf("stream: send message %d: %w", i, err)
 		}
 		r, err := both.Recv()
-		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(byte(i), i*10).GetBody()) {
+		if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(byte(i), i*10).GetBody()) {
 			return fmt.Errorf("stream: message %d has %d bytes: %w", i, len(r.GetPayload().GetBody()), err)
 		}
 	}
@@ -282,7 +242,7 @@ func manyStreams(ctx context.Context, t *testing.T, c rpc.TestServiceClient) {
 			t.Fatal(err)
 		}
 		open = append(open, s)
-		if err := s.Send(&rpc.StreamingOutputCallRequest{Payload: filled(byte(i), 1000+i)}); err != nil {
+		if err := s.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled(byte(i), 1000+i)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -290,7 +250,7 @@ func manyStreams(ctx context.Context, t *testing.T, c rpc.TestServiceClient) {
 	for i, s := range open { // each has got its answer while all the others are open
 		wg.Go(func() {
 			r, err := s.Recv()
-			if err != nil || !bytes.Equal(r.GetPayload().GetBody(), filled(byte(i), 1000+i).GetBody()) {
+			if err != nil || !bytes.Equal(r.GetPayload().GetBody(), grpctest.Filled(byte(i), 1000+i).GetBody()) {
 				t.Errorf("stream %d of %d: %d bytes, %v", i, n, len(r.GetPayload().GetBody()), err)
 			}
 		})
@@ -319,7 +279,7 @@ func killedServer(t *testing.T, w *town) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: filled('k', 10)}); err != nil {
+		if err := both.Send(&rpc.StreamingOutputCallRequest{Payload: grpctest.Filled('k', 10)}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := both.Recv(); err != nil {
