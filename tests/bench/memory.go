@@ -16,27 +16,34 @@ import (
 const (
 	settle   = 30 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
 	loadTime = 12 * time.Second
-	growth   = time.Minute // all the connections take to be made, about
+	growth   = 30 * time.Second // it takes to make all the connections of a step, about
+	many     = 10000            // connections
 )
 
-// counts of idle connections.
-var counts = []int{0, 100, 1000, 10000}
+// few are the counts of idle connections that all kinds can have at the same time. With many for each of them, the kernel
+// would be short of memory for TCP (net.ipv4.tcp_mem) on a machine of this size, and connections would be lost.
+var few = []int{0, 100, 1000}
 
-// fullMemory measures every peer: idle connections of each kind, all side by side, and load.
+// fullMemory measures every peer: idle connections of each kind, and load. Every count has processes of its own.
 func fullMemory(ctx context.Context, b *bench, o *options, r *report.Run, progress io.Writer) error {
 	m := &memory.Meter{Starter: b.starter, Tools: b.tools, Settle: settle, Progress: progress}
-	var stations []*memory.Station
+	steps := [][]*memory.Station{nil}
 	for _, k := range memory.Kinds {
-		stations = append(stations, memory.Stations(k, o.plan.Peers, counts...)...)
+		for _, n := range few {
+			steps[0] = append(steps[0], memory.Stations(k, o.plan.Peers, n)...)
+		}
+		steps = append(steps, memory.Stations(k, o.plan.Peers, many))
 	}
 	loaded := slices.DeleteFunc(slices.Clone(o.plan.Peers), func(d *peers.Def) bool { return d.Control() || !d.Serves(peers.H2) })
 	tell := func(left time.Duration) {
 		fmt.Fprintf(progress, "memory: %v left, and %v for the rounds\n", left, o.plan.Estimate())
 	}
 	loads := func(n int) time.Duration { return time.Duration(n) * loadTime }
-	tell(loads(len(loaded)) + time.Duration(len(counts))*settle + growth)
-	if err := m.Idle(ctx, r, stations, nil); err != nil {
-		return err
+	for i, stations := range steps {
+		tell(loads(len(loaded)) + time.Duration(len(steps)-i)*(settle+growth))
+		if err := m.Idle(ctx, r, stations, nil); err != nil {
+			return err
+		}
 	}
 	for i, d := range loaded {
 		tell(loads(len(loaded) - i))
@@ -59,7 +66,7 @@ func memoryOnly(ctx context.Context, o *options, stdout, stderr io.Writer) error
 	ours := slices.DeleteFunc(peers.Defs(), func(d *peers.Def) bool { return d.Name != peers.Conduit && d.Name != peers.ConduitMesh })
 	var stations []*memory.Station
 	for _, k := range memory.Kinds {
-		for _, n := range []int{0, 1000, 10000} {
+		for _, n := range []int{0, 1000, many} {
 			stations = append(stations, memory.Stations(k, ours, n)...)
 		}
 	}

@@ -55,11 +55,11 @@ type Meter struct {
 	n   int
 }
 
-// Station is a fresh peer with idle connections: first as many as Counts says first, then as many as it says next.
+// Station is a fresh peer with so many idle connections.
 type Station struct {
-	Kind   Kind
-	Def    *peers.Def
-	Counts []int
+	Kind  Kind
+	Def   *peers.Def
+	Count int
 
 	peer *peers.Peer
 	hold *rig.Client
@@ -67,53 +67,46 @@ type Station struct {
 }
 
 // Stations are one for each peer that fits the kind.
-func Stations(k Kind, defs []*peers.Def, counts ...int) []*Station {
+func Stations(k Kind, defs []*peers.Def, count int) []*Station {
 	var out []*Station
 	for _, d := range defs {
 		if k.fits(d) {
-			out = append(out, &Station{Kind: k, Def: d, Counts: counts})
+			out = append(out, &Station{Kind: k, Def: d, Count: count})
 		}
 	}
 	return out
 }
 
-// Idle measures stations side by side, and appends what it finds to run. Meanwhile, if not nil, is called while they settle
-// for the last time.
+// Idle measures stations side by side, and appends what it finds to run. Meanwhile, if not nil, is called while they settle.
 func (m *Meter) Idle(ctx context.Context, run *report.Run, stations []*Station, meanwhile func(context.Context) error) error {
 	m.run = run
-	steps := 0
+	defer each(stations, (*Station).stop)
 	for _, s := range stations {
-		steps = max(steps, len(s.Counts))
-		defer s.stop()
 		if s.err = m.start(ctx, s); ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
-	for i := range steps {
-		m.each(stations, i, func(s *Station) { m.grow(ctx, s, s.Counts[i]) })
-		if err := m.settle(ctx, i == steps-1, meanwhile); err != nil {
-			return err
-		}
-		m.each(stations, i, func(s *Station) { m.measure(ctx, s, s.Counts[i]) })
+	each(stations, func(s *Station) { m.grow(ctx, s) })
+	if err := m.settle(ctx, meanwhile); err != nil {
+		return err
 	}
+	each(stations, func(s *Station) { m.measure(ctx, s) })
 	return ctx.Err()
 }
 
-// each does something with all stations that have an i-th step.
-func (m *Meter) each(stations []*Station, i int, do func(*Station)) {
+// each does something with all stations at the same time.
+func each(stations []*Station, do func(*Station)) {
 	var wg sync.WaitGroup
 	for _, s := range stations {
-		if i < len(s.Counts) {
-			wg.Go(func() { do(s) })
-		}
+		wg.Go(func() { do(s) })
 	}
 	wg.Wait()
 }
 
-func (m *Meter) settle(ctx context.Context, last bool, meanwhile func(context.Context) error) error {
+func (m *Meter) settle(ctx context.Context, meanwhile func(context.Context) error) error {
 	fmt.Fprintf(m.Progress, "memory: settling for %v\n", m.Settle)
 	done := time.Now().Add(m.Settle)
-	if last && meanwhile != nil {
+	if meanwhile != nil {
 		if err := meanwhile(ctx); err != nil {
 			return err
 		}
@@ -139,19 +132,11 @@ func (m *Meter) start(ctx context.Context, s *Station) error {
 		c := m.Starter.Certs
 		argv = append(argv, "--tls-out", strings.Join([]string{c.ClientCert, c.ClientKey, c.CA, c.ServerName}, ","))
 	}
-	if s.mostConnections() == 0 {
+	if s.Count == 0 {
 		return nil
 	}
 	s.hold, err = m.Starter.Rig.Client(name+"-hold", argv)
 	return err
-}
-
-func (s *Station) mostConnections() int {
-	most := 0
-	for _, n := range s.Counts {
-		most = max(most, n)
-	}
-	return most
 }
 
 // address is where the connections go.
@@ -179,7 +164,8 @@ func (s *Station) stop() {
 	}
 }
 
-func (m *Meter) grow(ctx context.Context, s *Station, n int) {
+func (m *Meter) grow(ctx context.Context, s *Station) {
+	n := s.Count
 	if s.err != nil || n == 0 {
 		return
 	}
@@ -190,7 +176,8 @@ func (m *Meter) grow(ctx context.Context, s *Station, n int) {
 	_, s.err = s.hold.Ask(ctx, strconv.Itoa(n))
 }
 
-func (m *Meter) measure(ctx context.Context, s *Station, n int) {
+func (m *Meter) measure(ctx context.Context, s *Station) {
+	n := s.Count
 	out := report.Memory{Peer: s.Def.Name, State: string(s.Kind), Connections: n}
 	if s.err == nil && n > 0 {
 		s.err = s.stillOpen(ctx, n)
