@@ -85,6 +85,7 @@ func TestSlow(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it waits for the proxy's clocks: half a minute")
 	}
+	t.Parallel()
 	for i := range slow {
 		slow[i].slow = true
 		slow[i].at, slow[i].strikes = 20, 20
