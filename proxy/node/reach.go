@@ -101,7 +101,7 @@ func (sh *shard) newGroup(k poolKey, kind kernel.Kind) *group {
 	g := &group{}
 	o := pool.Options{
 		Clock: sh.loop, Streams: sh.streams, MaxWaiting: maxWaiting, MaxConns: maxHTTP2Conns,
-		Protocol: mesh.HTTP2, Wait: sh.n.o.ConnectTimeout + sh.n.o.ConnectTimeout/5,
+		Protocol: mesh.HTTP2, Wait: sh.n.o.ConnectTimeout + sh.n.o.ConnectTimeout/5, Lacking: sh.desk.Lacking,
 		OnViolation: func(v exchange.Violation) {
 			sh.n.process.Abused(v.Abuse)
 			sh.n.o.Log.Debug("protocol violation", "upstream", k.addr, "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)

@@ -63,7 +63,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		inbound: map[[2]string]*labels{}, lookups: map[netip.Addr]*lookup{},
 		tunnels: &call{},
 	}
-	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process, Log: n.o.Log}
+	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process, Log: n.o.Log, Spare: sh.spare}
 	sh.tunnels.prev, sh.tunnels.next = sh.tunnels, sh.tunnels
 	l.Post(func() {
 		l.After(sweepEvery, sh.sweep)
@@ -304,6 +304,14 @@ func (sh *shard) sweep() {
 	sh.set.Sweep(sh.loop.Now())
 	sh.forget()
 	sh.loop.After(sweepEvery, sh.sweep)
+}
+
+// spare gives up upstream connections that nobody uses now.
+func (sh *shard) spare() (some bool) {
+	for _, g := range sh.pools {
+		some = g.Spare() || some
+	}
+	return some
 }
 
 // countLive brings the byte counters of tunnels, which may live for days, up to date.

@@ -164,10 +164,27 @@ func TestShortage(t *testing.T) {
 	if len(r.fails) != 0 || r.conns != 2 || r.pool.Active() != 2 {
 		t.Errorf("%d connections, %d streams, failed %v", r.conns, r.pool.Active(), r.fails)
 	}
-	alone := newRig(t, Options{Protocol: mesh.HTTP1})
-	alone.request()
-	alone.dials[0](Dialed{Reason: mesh.ReasonOverload, Err: errors.New("no descriptor")})
-	if len(alone.fails) != 1 {
-		t.Error("a stream waits for a connection that nobody has")
+}
+
+// A stream that needs the first connection has it once others have given something up, or fails.
+func TestOthersSpareOne(t *testing.T) {
+	other := newRig(t, Options{Protocol: mesh.HTTP1})
+	other.request()
+	other.dialed(mesh.HTTP1)
+	other.request()
+	other.dialed(mesh.HTTP1)
+	other.answer(0)
+	r := newRig(t, Options{Protocol: mesh.HTTP1, Lacking: func(error) bool { return other.pool.Spare() }})
+	r.request()
+	lacking := Dialed{Reason: mesh.ReasonOverload, Err: errors.New("no descriptor")}
+	r.dials[0](lacking)
+	other.n.Run()
+	if len(r.fails) != 0 || other.conns != 1 {
+		t.Fatalf("failed %v, others have %d connections", r.fails, other.conns)
+	}
+	r.n.Advance(retryAfter)
+	r.dials[1](lacking)
+	if len(r.fails) != 1 || other.conns != 1 {
+		t.Errorf("failed %v, others have %d connections", r.fails, other.conns)
 	}
 }

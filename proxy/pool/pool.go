@@ -50,6 +50,9 @@ type Options struct {
 	Wait       time.Duration // how long a stream waits
 	// OnViolation as in exchange.ClientOptions.
 	OnViolation func(v exchange.Violation)
+	// Lacking, if set, is called when a dial failed for want of something here (mesh.ReasonOverload). It may make others give up
+	// what they do not need, and reports whether they have.
+	Lacking func(err error) bool
 	// OnLost, if set, is called with the error that a connection has ended with.
 	OnLost func(err error)
 	// OnConns, if set, is called when the number of open connections changes, with the difference.
@@ -247,13 +250,15 @@ func (p *Pool) dial() {
 			p.short = false
 			p.add(r, d.since)
 			p.pump()
-		case r.Reason == mesh.ReasonOverload && len(p.members)+len(p.dials) > 0:
+		case r.Reason == mesh.ReasonOverload && (p.spared(r.Err) || len(p.members)+len(p.dials) > 0):
 			p.rest()
 		default:
 			p.failed(r, d.since)
 		}
 	})
 }
+
+func (p *Pool) spared(err error) bool { return p.o.Lacking != nil && p.o.Lacking(err) }
 
 // rest dials nothing for a while.
 func (p *Pool) rest() {
@@ -341,6 +346,17 @@ func (p *Pool) Sweep() {
 		}
 		m.u.Close()
 	}
+}
+
+// Spare closes the connections that carry nothing now, and reports whether there were any.
+func (p *Pool) Spare() (some bool) {
+	for m := range p.members {
+		if m.u.Active() == 0 {
+			some = true
+			m.u.Close()
+		}
+	}
+	return some
 }
 
 // Active is how many streams are on the pool's connections or wait for one.

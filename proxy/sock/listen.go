@@ -25,9 +25,9 @@ const (
 // Listener accepts connections from a listening socket, as long as a quarter of the process's descriptors is free: what
 // clients ask for needs some, too.
 type Listener struct {
-	// Short, if set, is called on the loop when the listener has to stop for want of descriptors, with 0, and when it
-	// has refused clients that waited in vain, with how many.
-	Short func(refused int)
+	// Short, if set, is called on the loop when the listener rests for want of descriptors: how often it has before, in
+	// succession, and how many clients it has refused that waited in vain.
+	Short func(rests, refused int)
 	// Privileged listeners take the last descriptor.
 	Privileged bool
 
@@ -167,13 +167,10 @@ func (s *Listener) room() bool {
 
 // exhausted handles the want of descriptors: clients wait in the queue for a while, then they are refused.
 func (s *Listener) exhausted() {
-	if s.rests == 0 {
-		s.short(0)
-	}
+	refused := 0
 	if s.rests >= acceptPatience && s.reserve >= 0 {
 		unix.Close(s.reserve)
-		n := 0
-		for ; n < acceptBatch; n++ {
+		for ; refused < acceptBatch; refused++ {
 			fd, _, e := sysAccept(s.fd)
 			if e != 0 {
 				break
@@ -181,18 +178,12 @@ func (s *Listener) exhausted() {
 			resetClose(fd)
 		}
 		s.reserve = openReserve()
-		if n > 0 {
-			s.short(n)
-		}
+	}
+	if s.Short != nil {
+		s.Short(s.rests, refused)
 	}
 	s.rests++
 	s.pause()
-}
-
-func (s *Listener) short(refused int) {
-	if s.Short != nil {
-		s.Short(refused)
-	}
 }
 
 // pause stops watching: level-triggered, the loop would spin.

@@ -24,9 +24,9 @@ func TestRoomForOthers(t *testing.T) {
 		defer c.Close()
 	}
 	s.bound = int(fillGaps(t)) + 4
-	s.Short = func(n int) {
+	s.Short = func(rests, n int) {
 		refused += n
-		if n == 0 {
+		if rests == 0 {
 			stops++
 		}
 	}
@@ -48,7 +48,7 @@ func TestCloseWhileShort(t *testing.T) {
 	l := start(t)
 	stops := 0
 	s := server(t, l, func(*Conn) { t.Error("accepted where there was no room") })
-	do(t, l, func() { s.near, s.bound, s.Short = true, 0, func(int) { stops++ } })
+	do(t, l, func() { s.near, s.bound, s.Short = true, 0, func(int, int) { stops++ } })
 	c, err := net.Dial("tcp", sockName(s.fd, unix.SYS_GETSOCKNAME).String())
 	if err != nil {
 		t.Fatal(err)

@@ -128,7 +128,8 @@ func (l *listener) newPool(k poolKind) *pool.Pool {
 			srv.process.Abused(v.Abuse)
 			srv.log.Debug("protocol violation", "upstream", o.Addr, "reason", string(v.Reason), "abuse", string(v.Abuse), "detail", v.Detail)
 		},
-		OnLost: func(err error) { srv.desk.Lost(err, o.Addr) },
+		Lacking: srv.desk.Lacking,
+		OnLost:  func(err error) { srv.desk.Lost(err, o.Addr) },
 		Dial: func(done func(pool.Dialed)) func() {
 			return sock.Dial(srv.loop, o, func(c *sock.Conn, err error) {
 				if err != nil {

@@ -85,7 +85,7 @@ type conn struct {
 // Start opens every listener of cfg and serves on l, which is running or will be. On an error nothing is left open.
 func Start(l *loop.Loop, cfg *Config, log *slog.Logger) (*Server, error) {
 	s := &Server{loop: l, log: log, set: meter.NewSet(maxSeries), streams: exchange.NewPool()}
-	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process, Log: log}
+	s.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &s.process, Log: log, Spare: s.spare}
 	for _, lc := range cfg.Listeners {
 		s.process.Certificates = append(s.process.Certificates, lc.Certificates...)
 	}
@@ -162,6 +162,15 @@ func (s *Server) sweep() {
 	s.set.Sweep(s.loop.Now())
 	s.warnOfEnds(time.Now())
 	s.loop.After(sweepEvery, s.sweep)
+}
+
+func (s *Server) spare() (some bool) {
+	for _, l := range s.fronts {
+		for _, p := range l.pools {
+			some = p != nil && p.Spare() || some
+		}
+	}
+	return some
 }
 
 // each visits the connections of clients that are served.

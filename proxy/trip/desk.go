@@ -12,6 +12,8 @@ import (
 	"conduit.io/conduit/proxy/meter"
 	"conduit.io/conduit/proxy/mtls"
 	"conduit.io/conduit/proxy/sock"
+
+	"golang.org/x/sys/unix"
 )
 
 // queuedEvery is the sample of accepted connections of which the kernel is asked how long they waited.
@@ -20,17 +22,23 @@ const queuedEvery = 8
 // complainEvery is how often, at most, the log has the same warning.
 const complainEvery = time.Minute
 
+// spareEvery is how often, at most, upstream connections are given up for want of descriptors.
+const spareEvery = 200 * time.Millisecond
+
 // Desk is what the trips of one shard share.
 type Desk struct {
 	Loop    *loop.Loop
 	Book    *meter.Book
 	Process *meter.Process
 	Log     *slog.Logger
+	// Spare closes the upstream connections that carry nothing now, and reports whether there were any.
+	Spare func() bool
 
 	complained map[string]int64 // when the log had a warning
-	accepted   uint             // connections
-	noteDue    int64            // no earlier than that is a note left for another proxy
-	wheel      *wheel           // of the limits; nil until there is one
+	spareDue   int64
+	accepted   uint   // connections
+	noteDue    int64  // no earlier than that is a note left for another proxy
+	wheel      *wheel // of the limits; nil until there is one
 }
 
 func (d *Desk) limits() *wheel {
@@ -41,16 +49,30 @@ func (d *Desk) limits() *wheel {
 }
 
 // Short is what a listener calls that has run short of descriptors (see sock.Listener).
-func (d *Desk) Short(refused int) {
-	if refused > 0 {
-		d.Process.ConnectionsFailed(mesh.ReasonOverload, refused)
-	} else {
+func (d *Desk) Short(rests, refused int) {
+	d.spare()
+	d.Process.ConnectionsFailed(mesh.ReasonOverload, refused)
+	if rests == 0 {
 		d.Process.AcceptStops.Add(1)
 	}
 	if d.complain("descriptors") {
 		d.Log.Warn("descriptors are short: clients wait to be accepted, and are refused after a second; "+
 			"see which clients hold connections open, or raise the limit of open files (RLIMIT_NOFILE)", "limit", sock.Descriptors())
 	}
+}
+
+// Lacking is a pool's Options.Lacking.
+func (d *Desk) Lacking(err error) bool {
+	return (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) && d.spare()
+}
+
+func (d *Desk) spare() bool {
+	now := d.Loop.Now()
+	if now < d.spareDue {
+		return false
+	}
+	d.spareDue = now + int64(spareEvery)
+	return d.Spare()
 }
 
 // HandshakeFailed counts err, if it is a TLS handshake's and not of the dial before it. A certificate that was not accepted,

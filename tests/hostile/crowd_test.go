@@ -89,6 +89,17 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
+// TestCrowdComesBack: connections to upstreams that nobody uses make room for clients.
+func TestCrowdComesBack(t *testing.T) {
+	p := limited(t, 128, to(serve(t), "http1"))
+	first := crowd(t, p.addrs[0], 40)
+	fetchAll(t, first, "/slow/300")
+	fetchAll(t, append(first, crowd(t, p.addrs[0], 35)...), "/")
+	if p.count("conduit_proxy_accept_stops_total", "", "") == 0 {
+		t.Error("there was room enough")
+	}
+}
+
 // eventually polls until done.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
