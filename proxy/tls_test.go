@@ -170,9 +170,10 @@ func TestChainWrongClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		body, _ := io.ReadAll(res.Body)
 		res.Body.Close()
-		if res.StatusCode/100 != 5 || res.Header.Get("Conduit-Reason") != "tls-failed" {
-			t.Errorf("%s: status %d, reason %q", protocol, res.StatusCode, res.Header.Get("Conduit-Reason"))
+		if res.StatusCode/100 != 5 || res.Header.Get("Conduit-Reason") != "tls-failed" || !strings.Contains(string(body), "certificate") {
+			t.Errorf("%s: status %d, reason %q: %s", protocol, res.StatusCode, res.Header.Get("Conduit-Reason"), body)
 		}
 	}
 }

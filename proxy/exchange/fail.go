@@ -66,6 +66,8 @@ func lostDetail(reason mesh.Reason) string {
 		return "the upstream server has fallen silent"
 	case mesh.ReasonNoUpgrade:
 		return "the server speaks HTTP/2 and has not enabled WebSocket or other protocols over it"
+	case mesh.ReasonTLS:
+		return "the upstream server ended the TLS connection; it may not accept the proxy's certificate, and its log says why"
 	}
 	return "the upstream server ended the exchange before it answered"
 }
