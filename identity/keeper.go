@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -25,6 +26,8 @@ const (
 	retryMissing = 5 * time.Second
 	// grace is how long a leaf is kept that nobody wants: a pod is being wired, or will soon have a successor.
 	grace = 10 * time.Minute
+	// replaceWithin is the time in which leaves are replaced whose root is not trusted any more.
+	replaceWithin = 10 * time.Second
 )
 
 // Issuer makes leaves; a *CA is one. It must be safe for concurrent use.
@@ -210,7 +213,33 @@ func (k *Keeper) setRoots(roots []byte) (changed bool) {
 	defer k.mu.Unlock()
 	changed = !bytes.Equal(roots, k.roots)
 	k.roots = roots
-	return changed
+	if !changed {
+		return false
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(roots)
+	for _, v := range k.kept {
+		if v.leaf != nil && !v.leaf.under(pool, k.now()) {
+			// Its root was taken away: peers refuse it by now, on all nodes at once.
+			v.due = k.now().Add(rand.N(replaceWithin))
+		}
+	}
+	return true
+}
+
+// under reports whether the leaf leads to one of the roots.
+func (l *Leaf) under(roots *x509.CertPool, now time.Time) bool {
+	certs, err := decodeCerts(l.Chain)
+	if err != nil {
+		return false
+	}
+	between := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		between.AddCert(c)
+	}
+	_, err = certs[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err == nil
 }
 
 // hurry makes failed attempts due.

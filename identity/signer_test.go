@@ -230,5 +230,21 @@ func TestDirectoryIsReadAgain(t *testing.T) {
 		if len(faults) != 0 || len(batches) != 0 {
 			t.Errorf("%d faults and %d batches more; each should be told once", len(faults), len(batches))
 		}
+		if cert, key, err = NewRoot(domain, time.Now(), RootLife); err != nil {
+			t.Fatal(err)
+		}
+		for name, data := range map[string][]byte{certFile: cert, keyFile: key} { // the roots before are not trusted any more
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if l := <-batches; len(l) != 0 || !bytes.Equal(k.Roots(), cert) {
+			t.Errorf("%d leaves came before the roots", len(l))
+		}
+		began := time.Now()
+		if leaf = <-batches; time.Since(began) > replaceWithin {
+			t.Errorf("a leaf that nobody accepts was replaced after %v", time.Since(began))
+		}
+		verify(t, leaf[0].Chain, cert)
 	})
 }

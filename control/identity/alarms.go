@@ -76,10 +76,11 @@ func (s *Service) Health() []Finding {
 
 func issuerExpiry(st state, object string, now time.Time) Finding {
 	end := st.active.NotAfter()
-	left := end.Sub(now)
+	left, life := end.Sub(now), end.Sub(st.active.Certificate().NotBefore)
 	f := Finding{SeverityOK, "Issuer", object, "the issuer is valid until " + end.Format(time.RFC3339), end}
 	for _, t := range thresholds {
-		if left <= t.left {
+		// Issuers of a short life are renewed often: what is left must also be little of it.
+		if left <= t.left && (t.left <= 24*time.Hour || left <= life/4) {
 			f.Severity, f.Reason = t.severity, t.reason
 			f.Message = fmt.Sprintf("the issuer ends at %s, and with it every certificate; put a new one into the Secret", end.Format(time.RFC3339))
 			break

@@ -65,9 +65,19 @@ func (s *Service) certificate() (*tls.Certificate, error) {
 	if len(leaves) == 0 {
 		return nil, errors.New("the controller has no certificate yet")
 	}
+	if have := s.parsed.Load(); have != nil && have.leaf == leaves[0] {
+		return have.cert, nil
+	}
 	cert, err := tls.X509KeyPair(leaves[0].Chain, leaves[0].Key)
 	if err != nil {
 		return nil, errors.New("the controller's certificate cannot be used")
 	}
+	s.parsed.Store(&parsed{leaves[0], &cert})
 	return &cert, nil
+}
+
+// parsed is the controller's certificate in the form that handshakes need.
+type parsed struct {
+	leaf *certs.Leaf
+	cert *tls.Certificate
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	certs "conduit.io/conduit/identity"
@@ -83,6 +84,7 @@ type Service struct {
 	authority *authority
 	tokens    *tokens
 	own       *certs.Keeper // the controller's certificate
+	parsed    atomic.Pointer[parsed]
 	lookups   *lookups
 	replays   *replays
 	counts    counts

@@ -114,14 +114,19 @@ func (t *tokens) refuse(reason string, err error) error {
 // recall is called with the lock.
 func (t *tokens) recall(hash [32]byte) (verdict, bool) {
 	for _, m := range []map[[32]byte]verdict{t.known, t.refused} {
-		if v, ok := m[hash]; ok {
-			if t.now().Before(v.until) {
-				return v, true
-			}
-			delete(m, hash)
+		if v, ok := m[hash]; ok && t.now().Before(v.until) {
+			return v, true
 		}
 	}
 	return verdict{}, false
+}
+
+// stranger reports whether the token was not accepted lately: those that were may be asked about whatever strangers do.
+func (t *tokens) stranger(hash [32]byte) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, known := t.known[hash]
+	return !known
 }
 
 // ask asks the API server. Whoever waits for the same answer is released.
@@ -132,7 +137,7 @@ func (t *tokens) ask(ctx context.Context, token string, hash [32]byte) (access.C
 		close(t.asking[hash])
 		delete(t.asking, hash)
 	}()
-	if !t.limit.AllowN(t.now(), 1) {
+	if t.stranger(hash) && !t.limit.AllowN(t.now(), 1) {
 		return access.Caller{}, t.refuse("throttled-token", errors.New("too many unknown tokens at once"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
@@ -146,6 +151,7 @@ func (t *tokens) ask(ctx context.Context, token string, hash [32]byte) (access.C
 	v := t.judge(answer, token)
 	t.mu.Lock()
 	if v.err != nil {
+		delete(t.known, hash)
 		keep(t.refused, hash, v, t.now())
 	} else {
 		keep(t.known, hash, v, t.now())

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,7 +53,8 @@ type Issuer struct {
 
 	mu       sync.Mutex
 	roots    []*x509.Certificate // the newest that were heard of; nil before
-	revision string              // of roots, if the controller sent them
+	revision string              // of roots, if the controller sent exactly them
+	heard    bool                // the controller has sent roots
 	file     string              // what RootsFile had when it was last taken for roots
 }
 
@@ -192,13 +194,11 @@ func (i *Issuer) adopt(certs, roots []*x509.Certificate) error {
 		i.roots = roots
 	}
 	for _, path := range paths {
-		for _, c := range i.roots {
-			if c.Equal(path[len(path)-1]) {
-				return nil
-			}
+		if slices.ContainsFunc(i.roots, path[len(path)-1].Equal) {
+			return nil
 		}
 	}
-	i.roots = append(i.roots[:len(i.roots):len(i.roots)], paths[0][len(paths[0])-1])
+	i.roots, i.revision = union(i.roots, paths[0][len(paths[0])-1:]), ""
 	return nil
 }
 
@@ -247,8 +247,21 @@ func (i *Issuer) fromFile() []byte {
 	if err != nil || len(certs) == 0 {
 		return nil
 	}
+	if i.heard { // by a controller that may have known more: nothing is taken away before it can be asked again
+		certs = union(i.roots, certs)
+	}
 	i.file, i.roots, i.revision = string(data), certs, ""
 	return encode(certs)
+}
+
+func union(a, b []*x509.Certificate) []*x509.Certificate {
+	out := slices.Clone(a)
+	for _, c := range b {
+		if !slices.ContainsFunc(out, c.Equal) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // follow reads one stream to its end. heard says that it was of use.
@@ -275,7 +288,7 @@ func (i *Issuer) follow(ctx context.Context, roots func([]byte)) (heard bool, er
 			return heard, err // the last good one stays
 		}
 		i.mu.Lock()
-		i.roots, i.revision = certs, r.GetRevision()
+		i.roots, i.revision, i.heard = certs, r.GetRevision(), true
 		i.mu.Unlock()
 		roots(encode(certs))
 		heard = true

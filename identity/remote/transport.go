@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"time"
@@ -34,6 +35,7 @@ type transport struct {
 // newTransport makes one. trusted is asked at every handshake.
 func newTransport(cfg *Config, trusted func() *x509.CertPool) *transport {
 	return &transport{tokenFile: cfg.TokenFile, http: &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     5 * time.Minute,
