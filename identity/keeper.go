@@ -58,10 +58,11 @@ type Keeper struct {
 	now    func() time.Time
 	wake   chan struct{}
 
-	mu      sync.Mutex
-	roots   []byte
-	kept    map[mesh.Identity]*kept
-	changed chan struct{} // closed, and made anew, when any of kept has changed
+	mu       sync.Mutex
+	roots    []byte
+	kept     map[mesh.Identity]*kept
+	changed  chan struct{} // closed, and made anew, when any of kept has changed
+	failures uint64
 }
 
 type kept struct {
@@ -163,6 +164,34 @@ func (k *Keeper) Leaves() []*Leaf {
 	}
 	slices.SortFunc(out, func(a, b *Leaf) int { return strings.Compare(a.Identity.String(), b.Identity.String()) })
 	return out
+}
+
+// Summary is a Keeper in numbers.
+type Summary struct {
+	Held, Missing int       // wanted identities with a valid leaf, and without
+	Expiry        time.Time // of the wanted leaf that ends first, valid or not; zero when there is none
+	Failures      uint64    // attempts that brought no leaf
+}
+
+// Summary counts.
+func (k *Keeper) Summary() Summary {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now, s := k.now(), Summary{Failures: k.failures}
+	for _, v := range k.kept {
+		if !v.until.IsZero() {
+			continue
+		}
+		if v.valid(now) {
+			s.Held++
+		} else {
+			s.Missing++
+		}
+		if v.leaf != nil && (s.Expiry.IsZero() || v.leaf.NotAfter.Before(s.Expiry)) {
+			s.Expiry = v.leaf.NotAfter
+		}
+	}
+	return s
 }
 
 // Roots is the trust bundle, PEM; nil before it is known. The caller must not change it.
@@ -323,6 +352,7 @@ func (k *Keeper) take(ids []mesh.Identity, b Batch) (leaves []*Leaf, err error) 
 				errs = append(errs, err)
 			}
 			v.due, v.fault = now.Add(v.pause), err
+			k.failures++
 			continue
 		}
 		*v = kept{leaf: leaf, told: v.told && v.valid(now), due: renewalTime(now, leaf), until: v.until}

@@ -196,6 +196,9 @@ func TestKeeperRetriesAndKeepsTheOldLeaf(t *testing.T) {
 		if k.Holds(web) || k.Leaves()[0] != old {
 			t.Error("an expired leaf is not valid, but stays until it is replaced")
 		}
+		if s := k.Summary(); s.Held != 0 || s.Missing != 1 || !s.Expiry.Equal(old.NotAfter) || s.Failures < 20 {
+			t.Errorf("%+v", s)
+		}
 		f.setFail(false)
 		began := time.Now()
 		<-batches

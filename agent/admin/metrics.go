@@ -8,6 +8,7 @@ import (
 
 	"conduit.io/conduit/agent/enrol"
 	"conduit.io/conduit/agent/proxylink"
+	"conduit.io/conduit/identity"
 )
 
 // page writes the Prometheus text exposition format, version 0.0.4.
@@ -74,6 +75,7 @@ func (n *Node) Metrics() string {
 	p.gauge("conduit_agent_info", "The running agent.", 1, "version", n.Build, "node", n.Name)
 	p.gauge("conduit_manifest_errors", "Faults in manifests; what the files said before stays in force.", uint64(n.Faults))
 	p.gauge("conduit_snapshot_version", "Version of the newest discovery snapshot.", n.Summary.Snapshot)
+	p.certificates(n.Summary.Certificates)
 	p.family("conduit_pods", "gauge", "Pods of this node by their state as the kernel has it.")
 	p.sample("conduit_pods", uint64(n.Summary.Enrolled), "state", "enrolled")
 	p.sample("conduit_pods", uint64(n.Summary.Wanted), "state", "wanted")
@@ -159,4 +161,17 @@ func without(text string, declared map[string]bool) string {
 		}
 	}
 	return out.String()
+}
+
+func (p *page) certificates(c identity.Summary) {
+	p.family("conduit_certificates", "gauge", "Identities of this node's pods, with and without a valid certificate.")
+	p.sample("conduit_certificates", uint64(c.Held), "state", "valid")
+	p.sample("conduit_certificates", uint64(c.Missing), "state", "missing")
+	var expiry uint64
+	if !c.Expiry.IsZero() {
+		expiry = uint64(max(c.Expiry.Unix(), 0))
+	}
+	p.gauge("conduit_certificate_expiry_seconds", "When the first certificate expires, seconds since 1970; 0 without any.", expiry)
+	p.family("conduit_certificate_failures_total", "counter", "Attempts that brought no certificate.")
+	p.sample("conduit_certificate_failures_total", c.Failures)
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strconv"
 
+	"conduit.io/conduit/identity"
 	"conduit.io/conduit/loader"
 	"conduit.io/conduit/mesh"
 )
@@ -85,13 +86,14 @@ func kernelCounters(c loader.Counters) Counters {
 type Summary struct {
 	Wanted, Enrolled, Leaving, Other int
 	Snapshot                         uint64
+	Certificates                     identity.Summary
 }
 
 // Summary counts the pods by their state, and names the newest snapshot.
 func (m *Manager) Summary() Summary {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var s Summary
+	s := Summary{Certificates: m.cfg.Keeper.Summary()}
 	for _, p := range m.pods {
 		switch {
 		case p.enrolled:
