@@ -250,7 +250,9 @@ func (k *Keeper) setRoots(roots []byte) (changed bool) {
 	for _, v := range k.kept {
 		if v.leaf != nil && !v.leaf.under(pool, k.now()) {
 			// Its root was taken away: peers refuse it by now, on all nodes at once.
-			v.due = k.now().Add(rand.N(replaceWithin))
+			if soon := k.now().Add(rand.N(replaceWithin)); soon.Before(v.due) {
+				v.due = soon
+			}
 		}
 	}
 	return true

@@ -58,6 +58,7 @@ func TestIdentity(t *testing.T) {
 	t.Run("rotation", func(t *testing.T) { testRotation(t, w) })
 	t.Run("broken issuers", func(t *testing.T) { testBroken(t, w) })
 	t.Run("bundle by hand", func(t *testing.T) { testByHand(t, w) })
+	t.Run("distrust", func(t *testing.T) { testDistrust(t, w) })
 	t.Run("expiry", func(t *testing.T) { testExpiry(t, w) })
 	t.Run("no secret is logged", func(t *testing.T) { testLogs(t, w) })
 }
@@ -434,6 +435,41 @@ func testByHand(t *testing.T, w *world) {
 		cm, err := maps.Get(t.Context(), RootsConfigMap, metav1.GetOptions{})
 		return err == nil && cm.Data[rootsKey] == string(with.pem())
 	})
+}
+
+// testDistrust: a root that is taken out of the bundle takes its certificates with it, and everybody has new ones at once.
+func testDistrust(t *testing.T, w *world) {
+	maps, r := w.client.CoreV1().ConfigMaps("conduit"), w.replicas[1]
+	one := w.agent(w.replicas[0], "n1")
+	web := identityOf("shop", "web")
+	if err := one.Await(t.Context(), web); err != nil {
+		t.Fatal(err)
+	}
+	old := r.authority.state().active
+	w.hand(t, w.certManager(t))
+	w.eventually("the new issuer signs", func() bool { return r.authority.state().active != old && w.replicas[0].authority.state().active != old })
+	if _, err := w.verify(one.Leaves()[0].Chain, encodeRoot(old.Root())); err != nil {
+		t.Errorf("a certificate was replaced although its root is still trusted: %v", err)
+	}
+	w.eventually("the old root is deleted", func() bool {
+		cm, err := maps.Get(t.Context(), RootsConfigMap, metav1.GetOptions{})
+		if err != nil {
+			return false
+		}
+		cm.Data[rootsKey] = strings.Replace(cm.Data[rootsKey], string(encodeRoot(old.Root())), "", 1)
+		_, err = maps.Update(t.Context(), cm, metav1.UpdateOptions{})
+		return err == nil
+	})
+	w.eventually("everybody has certificates under the new root", func() bool {
+		_, err := w.verify(one.Leaves()[0].Chain, r.roots0())
+		_, err2 := w.verify(r.own.Leaves()[0].Chain, r.roots0())
+		_, still := r.authority.state().bundle.maySign(old.Root())
+		return err == nil && err2 == nil && !still && bytes.Equal(one.Roots(), r.roots0())
+	})
+}
+
+func encodeRoot(c *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
 // testExpiry lets the handed-in issuer expire, with alarms, and brings everything back by a new one.
