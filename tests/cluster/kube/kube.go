@@ -170,13 +170,17 @@ func (c *Cluster) waitForNodes(ctx context.Context) error {
 	})
 }
 
-// WriteLogs writes the last lines of every daemon's log.
+// WriteLogs writes the last lines of the logs of every daemon and container.
 func (c *Cluster) WriteLogs(w io.Writer, lines int) {
-	logs, err := filepath.Glob(filepath.Join(c.dir, "*/root/var/log/machine/*.log"))
+	daemons, err := filepath.Glob(filepath.Join(c.dir, "*/root/var/log/machine/*.log"))
 	if err != nil {
 		fmt.Fprintln(w, err)
 	}
-	for _, log := range logs {
+	containers, err := filepath.Glob(filepath.Join(c.dir, "*/root/var/log/pods/*/*/*.log"))
+	if err != nil {
+		fmt.Fprintln(w, err)
+	}
+	for _, log := range append(daemons, containers...) {
 		data, err := os.ReadFile(log)
 		if err != nil {
 			fmt.Fprintln(w, err)
