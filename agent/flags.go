@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"conduit.io/conduit/agent/admin"
 	"conduit.io/conduit/mesh"
@@ -40,6 +40,11 @@ type config struct {
 	bpffs       string
 	cgroup      string
 	caDir       string
+	controller  string
+	kubeconfig  string
+	tokenFile   string
+	rootsFile   string
+	ownProxy    bool // the agent starts it
 	node        string
 	trustDomain string
 	proxy       string
@@ -52,6 +57,7 @@ type config struct {
 const usage = `conduit-agent is the node daemon of the Conduit service mesh.
 
 Usage:
+  conduit-agent [flags]                                run a node of a Kubernetes cluster
   conduit-agent --standalone --manifests DIR [flags]   run a node without Kubernetes
   conduit-agent --uninstall [--run-dir DIR] [--bpffs DIR]   remove everything of a node, and show that it is gone
   conduit-agent --version
@@ -66,15 +72,19 @@ Flags:
 func parse(env Env) (c config, code int, ok bool) {
 	fs := flag.NewFlagSet("conduit-agent", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	fs.BoolVar(&c.standalone, "standalone", false, "take Kubernetes objects from --manifests (the only mode so far)")
+	fs.BoolVar(&c.standalone, "standalone", false, "take Kubernetes objects from --manifests, and be the certificate authority")
 	fs.StringVar(&c.manifests, "manifests", "", "`DIR` of YAML and JSON files: Namespace, Pod, Service, MeshPolicy; watched")
 	fs.StringVar(&c.runDir, "run-dir", "/run/conduit", "`DIR` for sockets, the attachments of pods, and the proxy's log")
 	fs.StringVar(&c.bpffs, "bpffs", "/sys/fs/bpf/conduit", "`DIR` on a bpffs for pinned programs and maps")
 	fs.StringVar(&c.cgroup, "cgroup", "", "cgroup2 `DIR` whose processes are steered (default the mount point of cgroup2)")
 	fs.StringVar(&c.caDir, "ca-dir", "", "`DIR` of the certificate authority (default RUN-DIR/ca); agents that share it trust each other")
+	fs.StringVar(&c.controller, "controller", "https://conduit-controller.conduit.svc:8085", "`URL` of the controller's API; on Kubernetes")
+	fs.StringVar(&c.tokenFile, "token-file", "/var/run/secrets/conduit/token", "`FILE` with a ServiceAccount token of audience \"conduit\"; on Kubernetes")
+	fs.StringVar(&c.rootsFile, "roots-file", "/var/run/conduit/roots/ca.crt", "`FILE` with the trust bundle to know the controller by; on Kubernetes")
+	fs.StringVar(&c.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server (default: as a pod does); on Kubernetes")
 	fs.StringVar(&c.node, "node-name", "", "`NAME` that spec.nodeName of this node's pods has (default the host name)")
 	fs.StringVar(&c.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust `DOMAIN`")
-	fs.StringVar(&c.proxy, "proxy", "", "`PATH` of the conduit-proxy binary (default beside conduit-agent)")
+	fs.StringVar(&c.proxy, "proxy", "", "`PATH` of the conduit-proxy binary (default beside conduit-agent; on Kubernetes none: a container of its own runs it)")
 	fs.StringVar(&c.admin, "admin", admin.DefaultAddr, "`ADDRESS` of /metrics, /readyz and /debug/pods; written to RUN-DIR/admin.addr")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`LEVEL` of the log on stderr: debug, info, warn or error")
 	fs.BoolVar(&c.uninstall, "uninstall", false, "stop this node's agent and proxy, remove everything they made, verify, and exit")
@@ -102,15 +112,14 @@ func parse(env Env) (c config, code int, ok bool) {
 // complete fills in defaults and refuses what cannot be.
 func (c *config) complete() error {
 	if !c.uninstall {
-		var missing []string
-		if !c.standalone {
-			missing = append(missing, "--standalone")
+		switch {
+		case c.standalone && c.manifests == "":
+			return errors.New("required with --standalone: --manifests DIR")
+		case !c.standalone && (c.manifests != "" || c.caDir != ""):
+			return errors.New("--manifests and --ca-dir are for --standalone: on Kubernetes the API server and the controller take their place")
 		}
-		if c.manifests == "" {
-			missing = append(missing, "--manifests DIR")
-		}
-		if len(missing) > 0 {
-			return fmt.Errorf("required: %s", strings.Join(missing, ", "))
+		if u, err := url.Parse(c.controller); err != nil || u.Scheme != "https" || u.Host == "" {
+			return fmt.Errorf("--controller %q: want https://HOST:PORT", c.controller)
 		}
 	}
 	for _, p := range []*string{&c.runDir, &c.bpffs, &c.manifests, &c.caDir, &c.proxy, &c.cgroup} {
@@ -149,7 +158,7 @@ func (c *config) complete() error {
 	if c.cgroup == "" {
 		c.cgroup = cgroup2()
 	}
-	if c.proxy == "" {
+	if c.ownProxy = c.standalone || c.proxy != ""; c.ownProxy && c.proxy == "" {
 		self, err := os.Executable()
 		if err != nil {
 			return fmt.Errorf("no --proxy, and the agent's own path is unknown: %w", err)

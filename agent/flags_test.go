@@ -18,8 +18,11 @@ func TestUsage(t *testing.T) {
 	}{
 		{"help", "--help", 0, "Usage:", ""},
 		{"version", "--version", 0, "conduit-agent ", ""},
-		{"nothing", "", 64, "", "required: --standalone, --manifests DIR"},
-		{"no manifests", "--standalone", 64, "", "required: --manifests DIR"},
+		{"no cluster", "", 1, "", "this is no pod of a cluster"},
+		{"no kubeconfig", "--kubeconfig " + dir + "/none", 1, "", "read --kubeconfig"},
+		{"no manifests", "--standalone", 64, "", "required with --standalone: --manifests DIR"},
+		{"manifests of a cluster", "--manifests x", 64, "", "are for --standalone"},
+		{"controller without TLS", "--controller http://x", 64, "", "want https://HOST:PORT"},
 		{"unknown flag", "--frobnicate", 64, "", "flag provided but not defined: -frobnicate"},
 		{"unknown argument", "--standalone --manifests x start", 64, "", `unexpected argument "start"`},
 		{"bad level", "--log-level loud", 64, "", `invalid value "loud"`},

@@ -14,7 +14,6 @@ import (
 	"conduit.io/conduit/agent/admin"
 	"conduit.io/conduit/agent/cniserver"
 	"conduit.io/conduit/agent/enrol"
-	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/identity"
@@ -44,6 +43,7 @@ func Main(env Env) int {
 		err = uninstall(c, env.Stdout)
 	default:
 		log := slog.New(slog.NewTextHandler(env.Stderr, &slog.HandlerOptions{Level: c.logLevel}))
+		quieten(log)
 		err = run(ctx, c, log)
 	}
 	if err != nil {
@@ -58,10 +58,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err := loader.Require(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(c.proxy); err != nil {
-		return fmt.Errorf("find the proxy: %w (name it with --proxy PATH)", err)
+	if c.ownProxy {
+		if _, err := os.Stat(c.proxy); err != nil {
+			return fmt.Errorf("find the proxy: %w (name it with --proxy PATH)", err)
+		}
 	}
-	manifests, err := manifest.Open(c.manifests, log)
+	w, err := open(c, log)
 	if err != nil {
 		return err
 	}
@@ -76,10 +78,6 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		return err
 	}
 	defer l.release(false)
-	ca, err := identity.OpenCA(c.caDir, c.trustDomain, nil)
-	if err != nil {
-		return err
-	}
 	attachments, err := store.Open(filepath.Join(c.runDir, podsDir))
 	if err != nil {
 		return err
@@ -89,32 +87,28 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 		return err
 	}
 	defer datapath.Close()
-	keeper := identity.NewKeeper(ca, nil)
-	return serve(ctx, c, log, manifests, enrol.Config{
-		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Objects: manifests,
-		Store: attachments, Keeper: keeper, Log: log,
-	})
-}
-
-// source is where the pods of the node are described.
-type source interface {
-	enrol.Objects
-	admin.Faulty
-	Watch(ctx context.Context, changed func()) error
+	parts := enrol.Config{
+		Node: c.node, TrustDomain: c.trustDomain, Datapath: datapath, Objects: w.objects,
+		Store: attachments, Keeper: identity.NewKeeper(w.issuer, nil), Log: log,
+	}
+	if w.directory != nil {
+		parts.Directory = w.directory
+	}
+	return serve(ctx, c, log, w, parts)
 }
 
 // serve takes up the node's pods, and runs every part of the agent until ctx ends.
-func serve(ctx context.Context, c config, log *slog.Logger, objects source, parts enrol.Config) error {
+func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, parts enrol.Config) error {
 	manager := enrol.New(parts)
 	if err := manager.Restore(); err != nil {
 		return err
 	}
 	supervisor := proxylink.New(proxylink.Config{
-		RunDir: c.runDir, Binary: c.proxy, Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
+		RunDir: c.runDir, Binary: proxyBinary(c), Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: objects, Supervisor: supervisor, Log: log,
+		Manager: manager, Manifests: w.objects, Supervisor: supervisor, Log: log,
 	})
 	if err != nil {
 		return err
@@ -123,7 +117,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, objects source, part
 	if err != nil {
 		return err
 	}
-	log.Info("agent started", "version", mesh.Version(), "node", c.node, "manifests", c.manifests, "admin", adminServer.Addr())
+	log.Info("agent started", "version", mesh.Version(), "node", c.node, "world", w.name, "admin", adminServer.Addr())
 	err = together(ctx,
 		func(ctx context.Context) error { supervisor.Run(ctx); return nil },
 		func(ctx context.Context) error { manager.Run(ctx); return nil },
@@ -131,7 +125,13 @@ func serve(ctx context.Context, c config, log *slog.Logger, objects source, part
 			parts.Keeper.Run(ctx, manager.Certified, func(err error) { log.Error("certificates not issued; trying again", "error", err) })
 			return nil
 		},
-		func(ctx context.Context) error { return objects.Watch(ctx, manager.Kick) },
+		func(ctx context.Context) error { return w.objects.Watch(ctx, manager.Kick) },
+		func(ctx context.Context) error {
+			if w.directory != nil {
+				w.directory.Run(ctx, manager.Kick)
+			}
+			return nil
+		},
 		adminServer.Serve,
 		cni.Serve,
 	)

@@ -375,3 +375,31 @@ func TestKillSparesOthers(t *testing.T) {
 		t.Errorf("Running: %v, want ErrNone", err)
 	}
 }
+
+// A proxy that others start is waited for, found, and not killed.
+func TestProxyOfAnotherContainer(t *testing.T) {
+	dir := t.TempDir()
+	f := supervise(t, dir, "")
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		state, why := f.s.State()
+		if state == Waiting && strings.Contains(why.Error(), "its container starts it") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s, %v", state, why)
+		}
+	}
+	pid, _, err := start(proxyBinary(t, "good"), dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = Kill(dir, time.Second) })
+	if l := f.next(t); l.Hello().PID != pid || f.s.Starts() != 0 {
+		t.Errorf("found %d instead of %d after %d starts", l.Hello().PID, pid, f.s.Starts())
+	}
+	f.s.end()
+	if _, err := Running(dir); err != nil {
+		t.Errorf("after its end was due: %v", err)
+	}
+}

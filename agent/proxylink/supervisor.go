@@ -46,7 +46,7 @@ const (
 // Config configures a Supervisor.
 type Config struct {
 	RunDir string
-	Binary string // conduit-proxy
+	Binary string // conduit-proxy; empty: the proxy is started, and ended when it hangs, by others
 	Cgroup string // cgroup2 directory that the data path is attached to; empty: the proxy starts where the agent is
 	Log    *slog.Logger
 	// HelloTimeout is how long a proxy may take to greet, and to answer a probe; 0 means 10 s.
@@ -119,7 +119,7 @@ func (s *Supervisor) Run(ctx context.Context) {
 			hung = 0
 		} else if hung >= patience {
 			hung = 0
-			s.cfg.Log.Error("proxy does not answer; killing it", "tries", patience, "error", Kill(s.cfg.RunDir, helloTimeout))
+			s.end()
 		}
 		if err == nil {
 			s.cfg.Log.Warn("proxy link lost; looking for the proxy")
@@ -138,6 +138,15 @@ func (s *Supervisor) Run(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// end ends a proxy that hangs.
+func (s *Supervisor) end() {
+	if s.cfg.Binary == "" {
+		s.cfg.Log.Error("proxy does not answer; its container's probe is to end it", "tries", patience)
+		return
+	}
+	s.cfg.Log.Error("proxy does not answer; killing it", "tries", patience, "error", Kill(s.cfg.RunDir, helloTimeout))
 }
 
 // pause is how long to wait after so many failures in a row: not at all after the first, so that a proxy that was
@@ -199,6 +208,9 @@ func (s *Supervisor) find() (*Link, error) {
 	l, err := connect(Socket(s.cfg.RunDir), s.cfg.HelloTimeout)
 	if err == nil || !absent(err) {
 		return l, err
+	}
+	if s.cfg.Binary == "" {
+		return nil, fmt.Errorf("no proxy serves %s yet; its container starts it: %w", Socket(s.cfg.RunDir), err)
 	}
 	pid, exited, err := start(s.cfg.Binary, s.cfg.RunDir, s.cfg.Cgroup)
 	if err != nil {

@@ -1,0 +1,251 @@
+package controlplane
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/api/discoveryv1"
+	"conduit.io/conduit/mesh"
+)
+
+// state is what the controller has told: the answers, and what they lead to.
+type state struct {
+	node, zone string
+	epoch      string
+	version    uint64 // 0: nothing, or a part of something
+	partial    bool   // more of a version is to come
+
+	answers   map[netip.Addr]*discoveryv1.Answer
+	services  map[string]*service
+	workloads map[string]*discoveryv1.Workload
+}
+
+type service struct {
+	*discoveryv1.Service
+	endpoints map[string]*discoveryv1.Endpoint // by id
+}
+
+func newState(node string) *state {
+	return &state{
+		node: node, answers: map[netip.Addr]*discoveryv1.Answer{}, services: map[string]*service{}, workloads: map[string]*discoveryv1.Workload{},
+	}
+}
+
+// apply takes in a response. wants tells which addresses are still of interest.
+func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.Addr) bool) {
+	if m.GetReset_() {
+		clear(s.answers)
+		clear(s.services)
+		clear(s.workloads)
+	}
+	if l := m.GetLocality(); l != nil {
+		s.zone = l.GetZone()
+	}
+	for _, w := range m.GetWorkloads() {
+		s.workloads[w.GetUid()] = w
+	}
+	for _, v := range m.GetServices() {
+		if old := s.services[v.GetKey()]; old != nil {
+			old.Service = v
+		} else {
+			s.services[v.GetKey()] = &service{v, map[string]*discoveryv1.Endpoint{}}
+		}
+	}
+	for _, u := range m.GetEndpoints() {
+		s.update(u)
+	}
+	for _, a := range m.GetAnswers() {
+		if ip, ok := netip.AddrFromSlice(a.GetAddress().GetIp()); ok && wants(ip.Unmap()) {
+			s.answers[ip.Unmap()] = a
+		}
+	}
+	s.epoch, s.version = m.GetPosition().GetEpoch(), m.GetPosition().GetVersion()
+	if s.partial = m.GetMore(); s.partial {
+		s.version = 0
+		return
+	}
+	s.forget(wants)
+}
+
+func (s *state) update(u *discoveryv1.EndpointsUpdate) {
+	v := s.services[u.GetService()]
+	if v == nil {
+		return // it was removed in the same response, or the controller breaks its word
+	}
+	if u.GetReplace() {
+		clear(v.endpoints)
+	}
+	for _, e := range u.GetEndpoints() {
+		v.endpoints[e.GetId()] = e
+	}
+	for _, id := range u.GetRemoved() {
+		delete(v.endpoints, id)
+	}
+}
+
+// forget drops the answers that nobody wants, and what no answer leads to any more: of its changes nothing is heard. What
+// has come of a version that is not whole may yet be led to.
+func (s *state) forget(wants func(netip.Addr) bool) {
+	if s.partial {
+		return
+	}
+	services, workloads := map[string]bool{}, map[string]bool{}
+	for a, v := range s.answers {
+		if !wants(a) {
+			delete(s.answers, a)
+			continue
+		}
+		services[v.GetService()], workloads[v.GetWorkload()] = true, true
+	}
+	for key, v := range s.services {
+		if !services[key] {
+			delete(s.services, key)
+			continue
+		}
+		for _, e := range v.endpoints {
+			workloads[e.GetWorkload()] = true
+		}
+	}
+	for uid := range s.workloads {
+		if !workloads[uid] {
+			delete(s.workloads, uid)
+		}
+	}
+}
+
+// view is what the proxy is to know.
+func (s *state) view() *discovery.View {
+	v := &discovery.View{}
+	for uid, w := range s.workloads {
+		v.Workloads = append(v.Workloads, mesh.Workload{
+			UID: uid, Namespace: w.GetNamespace(), Name: w.GetName(), ServiceAccount: w.GetServiceAccount(), Owner: w.GetOwner(),
+			Node: w.GetNode(), Addrs: addrs(w.GetIps()), Meshed: reachable(w), Mode: modes[w.GetMtlsMode()], Down: downs[w.GetDownMode()],
+		})
+	}
+	for key, one := range s.services {
+		v.Services = append(v.Services, s.service(key, one))
+	}
+	for a, answer := range s.answers {
+		switch answer.GetKind() {
+		case discoveryv1.Answer_KIND_WORKLOAD:
+			v.Services = append(v.Services, declared(a, answer)...)
+		case discoveryv1.Answer_KIND_SERVICE:
+		default:
+			// A node's address, too: what stands there has no identity, and kube-proxy knows its ports.
+			v.Nobody = append(v.Nobody, a)
+		}
+	}
+	return v
+}
+
+var modes = map[discoveryv1.Workload_MtlsMode]mesh.Mode{
+	discoveryv1.Workload_MTLS_MODE_PERMISSIVE: mesh.Permissive, discoveryv1.Workload_MTLS_MODE_STRICT: mesh.Strict,
+}
+
+var downs = map[discoveryv1.Workload_DownMode]mesh.Down{
+	discoveryv1.Workload_DOWN_MODE_CLOSED: mesh.DownClosed, discoveryv1.Workload_DOWN_MODE_OPEN: mesh.DownOpen,
+}
+
+var protocols = map[discoveryv1.Protocol]mesh.Protocol{
+	discoveryv1.Protocol_PROTOCOL_HTTP1: mesh.HTTP1, discoveryv1.Protocol_PROTOCOL_HTTP2: mesh.HTTP2, discoveryv1.Protocol_PROTOCOL_OPAQUE: mesh.Opaque,
+}
+
+func protocol(p discoveryv1.Protocol) mesh.Protocol {
+	if v, ok := protocols[p]; ok {
+		return v
+	}
+	return mesh.Detect
+}
+
+// reachable reports whether w is to be reached by mTLS: its kernel was seen to steer it, or it takes nothing else.
+func reachable(w *discoveryv1.Workload) bool {
+	return w.GetMeshed() && (w.GetEnrolment() == discoveryv1.Workload_ENROLMENT_ENROLLED || w.GetMtlsMode() == discoveryv1.Workload_MTLS_MODE_STRICT)
+}
+
+func addrs(raw [][]byte) []netip.Addr {
+	out := make([]netip.Addr, 0, len(raw))
+	for _, b := range raw {
+		if a, ok := netip.AddrFromSlice(b); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// declared is what Services say of the ports of a workload that is dialled by its own address, as Services without an
+// address.
+func declared(a netip.Addr, answer *discoveryv1.Answer) []mesh.Service {
+	var out []mesh.Service
+	for _, d := range answer.GetDeclared() {
+		namespace, name, _ := strings.Cut(d.GetService(), "/")
+		port := uint16(d.GetPort())
+		out = append(out, mesh.Service{Namespace: namespace, Name: name, Addrs: []netip.Addr{}, Ports: []mesh.Port{{
+			Port: port, Protocol: protocol(d.GetProtocol()),
+			Endpoints: []mesh.Endpoint{{Addr: netip.AddrPortFrom(a, port), Workload: answer.GetWorkload()}},
+		}}})
+	}
+	return out
+}
+
+func (s *state) service(key string, v *service) mesh.Service {
+	namespace, name, _ := strings.Cut(key, "/")
+	out := mesh.Service{Namespace: namespace, Name: name, Addrs: append(addrs(v.GetClusterIps()), addrs(v.GetExternalIps())...), Ports: []mesh.Port{}}
+	eligible := s.eligible(v)
+	for _, p := range v.GetPorts() {
+		port := mesh.Port{Port: uint16(p.GetPort()), Name: p.GetName(), Protocol: protocol(p.GetProtocol()), Endpoints: []mesh.Endpoint{}}
+		for _, e := range eligible {
+			a, ok := netip.AddrFromSlice(e.GetIp())
+			i := slices.IndexFunc(e.GetPorts(), func(ep *discoveryv1.EndpointPort) bool { return ep.GetName() == p.GetName() })
+			if ok && i >= 0 {
+				port.Endpoints = append(port.Endpoints, mesh.Endpoint{
+					Addr: netip.AddrPortFrom(a.Unmap(), uint16(e.GetPorts()[i].GetPort())), Workload: e.GetWorkload(),
+				})
+			}
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+// eligible are the endpoints that a client on this node may use, as kube-proxy would choose them: those that are ready, or
+// where there are none those that still serve; of these the node's own where the Service says so; of these those whose
+// hints fit, if all have hints.
+func (s *state) eligible(v *service) []*discoveryv1.Endpoint {
+	var all []*discoveryv1.Endpoint
+	for _, e := range v.endpoints {
+		if v.GetInternalPolicy() != discoveryv1.Service_TRAFFIC_POLICY_LOCAL || e.GetNode() == s.node {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b *discoveryv1.Endpoint) int { return strings.Compare(a.GetId(), b.GetId()) })
+	usable := filter(all, (*discoveryv1.Endpoint).GetReady)
+	if len(usable) == 0 {
+		return filter(all, (*discoveryv1.Endpoint).GetServing)
+	}
+	hinted := func(hints func(*discoveryv1.Endpoint) []string, mine string) []*discoveryv1.Endpoint {
+		if mine == "" || slices.ContainsFunc(usable, func(e *discoveryv1.Endpoint) bool { return len(hints(e)) == 0 }) {
+			return nil
+		}
+		return filter(usable, func(e *discoveryv1.Endpoint) bool { return slices.Contains(hints(e), mine) })
+	}
+	for _, near := range [][]*discoveryv1.Endpoint{
+		hinted((*discoveryv1.Endpoint).GetHintNodes, s.node), hinted((*discoveryv1.Endpoint).GetHintZones, s.zone),
+	} {
+		if len(near) > 0 {
+			return near
+		}
+	}
+	return usable
+}
+
+func filter(all []*discoveryv1.Endpoint, keep func(*discoveryv1.Endpoint) bool) []*discoveryv1.Endpoint {
+	var out []*discoveryv1.Endpoint
+	for _, e := range all {
+		if keep(e) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
