@@ -63,7 +63,7 @@ soak: build ## two proxies with mTLS under load and misuse; fails when anything 
 	$(GO) build -o $(BIN)/soak ./tests/soak
 	$(BIN)/soak --proxy $(BIN)/conduit-proxy $(SOAK_FLAGS)
 
-bench: build bench-tools bench-caddy ## Conduit's proxy and its peers side by side (1-2 h; BENCH_FLAGS='--within 18m --sample 300ms --latency 2s' for less, --help lists all)
+bench: build bench-tools bench-caddy ## Conduit's proxy and its peers side by side (1-2 h; BENCH_FLAGS='--within 18m --sample 250ms --latency 1500ms' for less, --help lists all)
 	$(BIN)/bench/bench --docs docs $(BENCH_FLAGS)
 
 bench-memory: build bench-tools ## Conduit's memory against its ceilings (two minutes)

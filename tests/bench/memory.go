@@ -15,7 +15,7 @@ import (
 
 const (
 	settle   = 30 * time.Second // longer than Conduit's period of giving memory back, and Go's of returning it
-	loadTime = 12 * time.Second
+	loadTime = 10 * time.Second
 	growth   = 30 * time.Second // it takes to make all the connections of a step, about
 	many     = 10000            // connections
 )

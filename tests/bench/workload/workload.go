@@ -54,6 +54,9 @@ var All = []*Workload{
 	{Name: "bulk-down", Title: "opaque TCP, to the client", Kind: Bulk, Lane: peers.Raw, Tool: bulk, Down: true},
 }
 
+// patience is how long a request of an open loop may take: a peer that cannot keep up fails, and soon.
+const patience = "2s"
+
 const (
 	h2load = "h2load"
 	load   = "load"
@@ -96,7 +99,7 @@ func (w *Workload) loadArgs(addr string, s Size) []string {
 	}
 	out := []string{"run", "-o", "json", "--target", addr, "--protocol", protocol, "--connections", strconv.Itoa(w.Connections), "--path", w.Path}
 	if w.Kind == Latency {
-		out = append(out, "--mode", "open", "--rate", strconv.Itoa(w.Rate), "--duration", s.Duration.String())
+		out = append(out, "--mode", "open", "--rate", strconv.Itoa(w.Rate), "--duration", s.Duration.String(), "--timeout", patience)
 	} else {
 		out = append(out, "--streams", strconv.Itoa(w.Streams), "--requests", strconv.Itoa(s.Requests))
 	}

@@ -63,7 +63,7 @@ func TestArguments(t *testing.T) {
 		"grpc":     "run -o json --target a:1 --protocol grpc --connections 10 --path /load.Echo/Unary --streams 10 --requests 500 --body 128 --unique",
 		"h1-c50":   "run -o json --target a:1 --protocol http1 --connections 50 --path / --streams 1 --requests 500",
 		"h1h2-c50": "run -o json --target a:1 --protocol http1 --connections 50 --path / --streams 1 --requests 500",
-		"open-5k":  "run -o json --target a:1 --protocol h2c --connections 10 --path / --mode open --rate 5000 --duration 4s",
+		"open-5k":  "run -o json --target a:1 --protocol h2c --connections 10 --path / --mode open --rate 5000 --duration 4s --timeout 2s",
 	} {
 		if got := strings.Join(named(name).loadArgs("a:1", Size{Requests: 500, Duration: 4 * time.Second}), " "); got != want {
 			t.Errorf("%s: %s", name, got)
