@@ -104,7 +104,7 @@ func find(t testing.TB, name string) string {
 	if dir, err := os.UserCacheDir(); cache == "" && err == nil {
 		cache = filepath.Join(dir, "conduit-cluster")
 	}
-	if built, _ := filepath.Glob(filepath.Join(cache, "v*", name)); len(built) > 0 {
+	if built, _ := filepath.Glob(filepath.Join(cache, "kubernetes-*", name)); len(built) > 0 {
 		return slices.Max(built)
 	}
 	p, err := exec.LookPath(name)
