@@ -144,8 +144,9 @@ type CertificateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The SPIFFE ID that is wanted: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT, at most 2048 bytes.
 	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	// A PKCS #10 request, DER, at most 8 KiB: self-signed by the new key, with the identity as its only subject
-	// alternative name, or with none. A key is certified once: a request that comes again is refused.
+	// A PKCS #10 request, DER, at most 8 KiB: signed by the new key (P-256 or Ed25519), with the identity as its only subject
+	// alternative name, a URI, and no other extension. A key is certified once by a replica: a request that comes again is refused,
+	// and every attempt needs a new key.
 	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
