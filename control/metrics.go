@@ -2,22 +2,30 @@ package control
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"conduit.io/conduit/mesh"
 )
+
+// process writes what every program has.
+func process(w io.Writer, started time.Time) {
+	family := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
+	family("conduit_build_info", "gauge", "Always 1; the version is the label.")
+	fmt.Fprintf(w, "conduit_build_info{version=%q} 1\n", mesh.Version())
+	family("process_start_time_seconds", "gauge", "When the process started, seconds since 1970.")
+	fmt.Fprintf(w, "process_start_time_seconds %d\n", started.Unix())
+}
 
 // metrics answers in the Prometheus text exposition format, version 0.0.4.
 func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	var b strings.Builder
 	family := func(name, kind, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
-	family("conduit_build_info", "gauge", "Always 1; the version is the label.")
-	fmt.Fprintf(&b, "conduit_build_info{version=%q} 1\n", mesh.Version())
-	family("process_start_time_seconds", "gauge", "When the process started, seconds since 1970.")
-	fmt.Fprintf(&b, "process_start_time_seconds %d\n", s.started.Unix())
+	process(&b, s.started)
 	count, expiry := 0, int64(0)
 	if roots, err := s.bundle.get(); err == nil {
 		count, expiry = roots.count, roots.expiry.Unix()

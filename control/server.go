@@ -1,4 +1,5 @@
-// Package control is the control plane. So far it publishes the trust bundle of a certificate authority's directory.
+// Package control is the control plane: on Kubernetes a replica of the controller, and without it a server of the trust
+// bundle of a certificate authority's directory.
 package control
 
 import (

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -20,7 +21,12 @@ import (
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/cli/metrics"
 	"conduit.io/conduit/control"
+	"conduit.io/conduit/control/discovery"
 	authority "conduit.io/conduit/control/identity"
+	"conduit.io/conduit/control/kube"
+	"conduit.io/conduit/control/lead"
+	"conduit.io/conduit/control/nodes"
+	"conduit.io/conduit/control/server"
 	"conduit.io/conduit/identity"
 	"conduit.io/conduit/mesh"
 	"conduit.io/conduit/proxy/exchange"
@@ -283,6 +289,7 @@ func controllerText(t *testing.T) string {
 	}
 	var out strings.Builder
 	authority.WriteMetrics(&out)
+	clusterText(t, &out, authority)
 	return text + out.String()
 }
 
@@ -298,4 +305,28 @@ func fetch(t *testing.T, url string) string {
 		t.Fatalf("%s: %s, %v\n%s", url, res.Status, err, body)
 	}
 	return string(body)
+}
+
+// clusterText is what a controller on Kubernetes writes besides, before anything has happened.
+func clusterText(t *testing.T, out io.Writer, ids *authority.Service) {
+	t.Helper()
+	x := discovery.New()
+	streams := discovery.NewServer(x, discovery.Config{})
+	streams.Metrics().Write(out)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nobody is asked
+	watcher, err := kube.Watch(ctx, &rest.Config{Host: "127.0.0.1:1"}, x, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	watcher.Wait()
+	watcher.Write(out)
+	registry := nodes.NewRegistry(time.Now, nil)
+	registry.Write(out)
+	lead.New(lead.Config{}).Write(out)
+	api, err := server.New(server.Config{TLS: ids.TLSConfig(), Discovery: streams, Identity: ids, Nodes: nodes.NewServer(registry, nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api.Write(out)
 }

@@ -14,6 +14,8 @@ import (
 
 	discoveryv1 "conduit.io/conduit/api/discoveryv1"
 	"conduit.io/conduit/api/v1alpha1"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Index is what is known of the cluster. It is safe for concurrent use. Records may come in any order: what is not complete yet
@@ -297,6 +299,23 @@ func (x *Index) Runs(node, namespace, serviceAccount string) bool {
 		}
 	}
 	return false
+}
+
+// Enrolled is the status of the condition conduit.io/Enrolled of a pod, "" for none; false: there is no such pod.
+func (x *Index) Enrolled(namespace, name, uid string) (corev1.ConditionStatus, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	w := x.workloads[Name{Namespace: namespace, Name: name}]
+	if w == nil || w.rec.uid != uid {
+		return "", false
+	}
+	switch w.rec.enrolment {
+	case discoveryv1.Workload_ENROLMENT_ENROLLED:
+		return corev1.ConditionTrue, true
+	case discoveryv1.Workload_ENROLMENT_NOT_ENROLLED:
+		return corev1.ConditionFalse, true
+	}
+	return "", true
 }
 
 // Size is how much there is, for metrics.

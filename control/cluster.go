@@ -1,0 +1,202 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	identityv1 "conduit.io/conduit/api/identityv1"
+	"conduit.io/conduit/control/discovery"
+	"conduit.io/conduit/control/identity"
+	"conduit.io/conduit/control/kube"
+	"conduit.io/conduit/control/lead"
+	"conduit.io/conduit/control/nodes"
+	"conduit.io/conduit/control/server"
+	"conduit.io/conduit/mesh"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// ClusterConfig says how a replica of the controller runs on Kubernetes.
+type ClusterConfig struct {
+	Kube        *rest.Config
+	Addr        string // host:port of the API, TLS
+	Admin       string // host:port of /healthz, /readyz, /metrics and /version, in the clear
+	Advertise   string // host:port where the other replicas reach Addr
+	Namespace   string // the controller's
+	TrustDomain string
+	DrainTime   time.Duration // over which streams are ended; default 5 s
+	Log         *slog.Logger
+}
+
+// cluster is a replica of the controller on Kubernetes.
+type cluster struct {
+	cfg      ClusterConfig
+	started  time.Time
+	client   *kubernetes.Clientset
+	index    *discovery.Index
+	streams  *discovery.Server
+	identity *identity.Service
+	election *lead.Election
+	registry *nodes.Registry
+	writer   *nodes.Writer
+	api      *server.Server
+	drain    chan struct{}
+	watcher  *kube.Watcher
+}
+
+// RunCluster serves until ctx ends, and drains.
+func RunCluster(ctx context.Context, cfg ClusterConfig) error {
+	c, err := newCluster(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("serve the controller's API: %w", err)
+	}
+	admin, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Admin)
+	if err != nil {
+		l.Close()
+		return fmt.Errorf("serve health and metrics: %w", err)
+	}
+	return c.serve(ctx, l, admin)
+}
+
+func newCluster(ctx context.Context, cfg ClusterConfig) (*cluster, error) {
+	c := &cluster{cfg: cfg, started: time.Now(), index: discovery.New(), drain: make(chan struct{})}
+	if c.cfg.DrainTime == 0 {
+		c.cfg.DrainTime = 5 * time.Second
+	}
+	var err error
+	if c.client, err = kubernetes.NewForConfig(cfg.Kube); err != nil {
+		return nil, fmt.Errorf("reach the Kubernetes API server: %w", err)
+	}
+	host := "conduit-controller." + cfg.Namespace
+	c.identity, err = identity.New(identity.Config{Client: c.client, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain,
+		DNSNames: []string{c.peerName(), host, host + ".svc.cluster.local"}, Pods: c.index, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	c.election = lead.New(lead.Config{Client: c.client, Namespace: cfg.Namespace, Addr: cfg.Advertise, Peer: c.peer, Drain: c.drain, Log: cfg.Log})
+	c.registry = nodes.NewRegistry(time.Now, func(node string) { c.writer.Changed(node) })
+	c.writer = nodes.NewWriter(c.client.CoreV1(), c.registry, c.index, cfg.Log)
+	c.streams = discovery.NewServer(c.index, discovery.Config{Draining: c.drain, Drain: c.cfg.DrainTime, Synced: c.synced, Log: cfg.Log})
+	c.api, err = server.New(server.Config{TLS: c.identity.TLSConfig(), Authn: c.identity, Authz: kube.NewAuthorizer(c.client.AuthorizationV1()),
+		Discovery: c.streams, Identity: c.identity, Nodes: nodes.NewServer(c.registry, c.drain), Leader: c.election.Forward,
+		Ready: c.ready, Drain: c.drain, DrainTime: c.cfg.DrainTime, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	c.watcher, err = kube.Watch(ctx, cfg.Kube, c.index, cfg.Log)
+	return c, err
+}
+
+func (c *cluster) synced() bool { return c.watcher != nil && c.watcher.Synced() }
+
+// ready says why the replica cannot do its work.
+func (c *cluster) ready() error {
+	if !c.synced() {
+		return errors.New("the cluster has not been read yet")
+	}
+	return c.identity.Ready()
+}
+
+func (c *cluster) peerName() string { return "conduit-controller." + c.cfg.Namespace + ".svc" }
+
+// peer is how to speak to another replica: it has the same names, under one of the roots of now.
+func (c *cluster) peer() (*tls.Config, error) {
+	res, err := c.identity.GetRoots(context.Background(), &identityv1.GetRootsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	for _, der := range res.Roots.Certificates {
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		pool.AddCert(root)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: c.peerName(), NextProtos: []string{"h2"}}, nil
+}
+
+// serve runs everything until ctx ends. The election ends first, so that another replica leads while this one drains.
+func (c *cluster) serve(ctx context.Context, l, admin net.Listener) error {
+	c.cfg.Log.Info("controller serves", "address", l.Addr().String(), "admin", admin.Addr().String(), "version", mesh.Version())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
+	h := &http.Server{Handler: c.adminRoutes(), ReadHeaderTimeout: 10 * time.Second}
+	var work, base sync.WaitGroup
+	work.Go(func() { c.election.Run(ctx, c.lead) })
+	base.Go(func() { c.identity.Run(rest) })
+	base.Go(func() { _ = h.Serve(admin) }) // it is closed
+	err := c.api.Serve(ctx, l)
+	cancel()
+	work.Wait()
+	stop()
+	h.Close()
+	base.Wait()
+	c.watcher.Wait()
+	c.cfg.Log.Info("controller ends")
+	return err
+}
+
+// lead is what only the leader does.
+func (c *cluster) lead(ctx context.Context) {
+	defer c.registry.Reset()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := c.identity.Lead(ctx); err != nil {
+			c.cfg.Log.Error("the issuer is not looked after", "error", err.Error())
+		}
+	})
+	wg.Go(func() { c.writer.Run(ctx) })
+	wg.Wait()
+}
+
+func (c *cluster) adminRoutes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		select {
+		case <-c.drain:
+			writeJSON(w, http.StatusServiceUnavailable, failure{Error: "draining"})
+			return
+		default:
+		}
+		if err := c.ready(); err != nil {
+			writeJSON(w, http.StatusServiceUnavailable, failure{Error: err.Error()})
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"version": mesh.Version()})
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		c.metrics(w)
+	})
+	return mux
+}
+
+func (c *cluster) metrics(w io.Writer) {
+	process(w, c.started)
+	c.streams.Metrics().Write(w)
+	c.watcher.Write(w)
+	c.registry.Write(w)
+	c.election.Write(w)
+	c.api.Write(w)
+	c.identity.WriteMetrics(w)
+}

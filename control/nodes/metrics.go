@@ -1,0 +1,22 @@
+package nodes
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	nodev1 "conduit.io/conduit/api/nodev1"
+)
+
+// Write writes the registry's metrics in the Prometheus text exposition format. Replicas that do not lead have no nodes.
+func (r *Registry) Write(w io.Writer) {
+	c := r.Count()
+	const nodes, pods = "conduit_nodes", "conduit_node_pods"
+	fmt.Fprintf(w, "# HELP %s Nodes that have reported to this replica, by state.\n# TYPE %s gauge\n", nodes, nodes)
+	fmt.Fprintf(w, "%s{state=\"ready\"} %d\n%s{state=\"not_ready\"} %d\n%s{state=\"lost\"} %d\n", nodes, c.Ready, nodes, c.Connected-c.Ready, nodes, c.Nodes-c.Connected)
+	fmt.Fprintf(w, "# HELP %s Pods that they have reported, by enrolment.\n# TYPE %s gauge\n", pods, pods)
+	for e := nodev1.PodState_ENROLMENT_ENROLLED; e <= nodev1.PodState_ENROLMENT_BYPASSED; e++ {
+		word := strings.ToLower(strings.TrimPrefix(e.String(), "ENROLMENT_"))
+		fmt.Fprintf(w, "%s{enrolment=%q} %d\n", pods, word, c.Pods[e])
+	}
+}

@@ -1,0 +1,124 @@
+// Package server is the controller's API on the network: gRPC, gRPC-Web and JSON from one handler, health and reflection.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"conduit.io/conduit/api/discoveryv1/discoveryv1connect"
+	"conduit.io/conduit/api/identityv1/identityv1connect"
+	"conduit.io/conduit/api/nodev1/nodev1connect"
+	"conduit.io/conduit/control/access"
+	"conduit.io/conduit/control/identity"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpcreflect"
+)
+
+// maxMessage bounds a message from a client, in bytes; identity.MaxMessage those of IdentityService.
+const maxMessage = 256 << 10
+
+// grace is how long calls may take to end after the streams have been ended.
+const grace = 5 * time.Second
+
+// Config says what is served.
+type Config struct {
+	TLS       *tls.Config // for clients; TLS 1.3 or newer
+	Authn     access.Authenticator
+	Authz     access.Authorizer
+	Discovery discoveryv1connect.DiscoveryServiceHandler
+	Identity  identityv1connect.IdentityServiceHandler
+	Nodes     nodev1connect.NodeServiceHandler
+	// Leader passes calls of NodeService on to the replica that leads, and reports false when this one does; nil: it always does.
+	Leader func(w http.ResponseWriter, r *http.Request) bool
+	// Ready says why the controller does not serve; nil: it does.
+	Ready func() error
+	// Drain is closed by Serve when its ctx ends; streams end within DrainTime.
+	Drain     chan struct{}
+	DrainTime time.Duration
+	Log       *slog.Logger
+}
+
+// Server serves the API. It is safe for concurrent use.
+type Server struct {
+	cfg     Config
+	handler http.Handler
+	codes   map[string]*codes // by procedure; fixed
+}
+
+// codes counts the ends of calls by their code; 0 is success.
+type codes [17]atomic.Uint64
+
+// New makes a Server.
+func New(cfg Config) (*Server, error) {
+	if cfg.TLS == nil || cfg.TLS.MinVersion < tls.VersionTLS13 {
+		return nil, errors.New("serve the controller's API: want TLS 1.3")
+	}
+	s := &Server{cfg: cfg, codes: map[string]*codes{}}
+	gate := &access.Gate{Authn: cfg.Authn, Authz: cfg.Authz,
+		Public: map[string]bool{identityv1connect.IdentityServiceGetRootsProcedure: true},
+		Agents: map[string]bool{identityv1connect.IdentityServiceCertifyProcedure: true, nodev1connect.NodeServiceReportProcedure: true},
+		Refused: func(procedure string, c access.Caller, code connect.Code, err error) {
+			cfg.Log.Debug("call refused", "procedure", procedure, "user", c.User, "code", code.String(), "error", err)
+		}}
+	options := connect.WithHandlerOptions(connect.WithInterceptors(counter{s}, gate), connect.WithCompressMinBytes(1<<10), connect.WithRecover(s.recovered))
+	small := connect.WithHandlerOptions(options, connect.WithReadMaxBytes(maxMessage))
+	mux := http.NewServeMux()
+	mux.Handle(discoveryv1connect.NewDiscoveryServiceHandler(cfg.Discovery, small))
+	mux.Handle(identityv1connect.NewIdentityServiceHandler(cfg.Identity, options, connect.WithReadMaxBytes(identity.MaxMessage)))
+	path, nodes := nodev1connect.NewNodeServiceHandler(cfg.Nodes, small)
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		if cfg.Leader == nil || !cfg.Leader(w, r) {
+			nodes.ServeHTTP(w, r)
+		}
+	})
+	names := []string{discoveryv1connect.DiscoveryServiceName, identityv1connect.IdentityServiceName, nodev1connect.NodeServiceName, healthName}
+	reflector := grpcreflect.NewStaticReflector(names...)
+	mux.Handle(grpcreflect.NewHandlerV1(reflector, connect.WithReadMaxBytes(maxMessage)))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, connect.WithReadMaxBytes(maxMessage)))
+	newHealth(names, cfg.Ready, cfg.Drain).register(mux)
+	for _, p := range []string{discoveryv1connect.DiscoveryServiceWatchProcedure, discoveryv1connect.DiscoveryServiceLookupProcedure,
+		discoveryv1connect.DiscoveryServiceListServicesProcedure, discoveryv1connect.DiscoveryServiceListWorkloadsProcedure,
+		identityv1connect.IdentityServiceCertifyProcedure, identityv1connect.IdentityServiceGetRootsProcedure, identityv1connect.IdentityServiceWatchRootsProcedure,
+		nodev1connect.NodeServiceReportProcedure, nodev1connect.NodeServiceListNodesProcedure} {
+		s.codes[p] = &codes{}
+	}
+	s.handler = mux
+	return s, nil
+}
+
+func (s *Server) recovered(_ context.Context, spec connect.Spec, _ http.Header, what any) error {
+	s.cfg.Log.Error("call panicked", "procedure", spec.Procedure, "panic", fmt.Sprint(what))
+	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
+}
+
+// Serve serves until ctx ends, and then ends in order: streams are ended one by one, and calls under way finish. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	h := &http.Server{Handler: s.handler, TLSConfig: s.cfg.TLS.Clone(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
+		// A peer that is gone without a word would keep its subscriptions.
+		HTTP2:    &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, MaxConcurrentStreams: 100},
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug)}
+	ended := make(chan error, 1)
+	go func() { ended <- h.ServeTLS(l, "", "") }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve the controller's API: %w", err)
+	case <-ctx.Done():
+	}
+	close(s.cfg.Drain)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTime+grace)
+	defer cancel()
+	err := h.Shutdown(limit)
+	if err != nil {
+		_ = h.Close() // what is left had its time
+	}
+	return err
+}
