@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins images demo test vet lint unit race cluster kernels conformance soak fuzz generate api-baseline clean
+.PHONY: help build plugins images demo test vet lint unit race cluster e2e kernels conformance soak fuzz generate api-baseline clean
 .PHONY: bench bench-memory bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -51,6 +51,9 @@ race: ## the tests that need no root, under the race detector
 
 cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
+
+e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (root; minutes, see cluster; E2E_CNI=ptp, E2E_PROXY=nftables)
+	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 60m -v ./tests/e2e/...
 
 kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)

@@ -193,7 +193,7 @@ func (c *Cluster) Apply(manifests string) {
 // WaitReady waits until pods, by their names, are ready.
 func (c *Cluster) WaitReady(pods ...string) {
 	c.t.Helper()
-	args := []string{"wait", "--for=condition=Ready", "--timeout=150s"}
+	args := []string{"wait", "--for=condition=Ready", "--timeout=90s"}
 	for _, p := range pods {
 		args = append(args, "pod/"+p)
 	}
