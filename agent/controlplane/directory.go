@@ -115,11 +115,19 @@ func (d *Directory) View() *discovery.View {
 	return d.view
 }
 
-// Status is whether the controller is being followed, why not, and the version that View is of.
-func (d *Directory) Status() (connected bool, fault error, epoch string, version uint64) {
+// Status is how a Directory follows the controller.
+type Status struct {
+	Connected bool
+	Fault     error  // why it is not connected
+	Epoch     string // with Version, where in the controller's history View is
+	Version   uint64
+}
+
+// Status is how it stands now.
+func (d *Directory) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.connected, d.fault, d.state.epoch, d.state.version
+	return Status{d.connected, d.fault, d.state.epoch, d.state.version}
 }
 
 // Run follows the controller until ctx ends, and calls changed, which must not block, when View has changed.

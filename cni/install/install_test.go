@@ -78,8 +78,9 @@ func (in Installer) runtimePlugins(t *testing.T) []string {
 		list, err = libcni.ConfListFromFile(file)
 	} else {
 		var conf *libcni.PluginConfig
-		if conf, err = libcni.ConfFromFile(file); err == nil {
-			list, err = libcni.ConfListFromConf(conf)
+		// A runtime reads single configurations by these two, deprecated as they are.
+		if conf, err = libcni.ConfFromFile(file); err == nil { //nolint:staticcheck // see above
+			list, err = libcni.ConfListFromConf(conf) //nolint:staticcheck // see above
 		}
 	}
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryk8s "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
@@ -128,7 +127,7 @@ func TestWatch(t *testing.T) {
 	eventually(t, "the policy is in force", func() bool { return workload().MtlsMode == discoveryv1.Workload_MTLS_MODE_STRICT })
 	zero := int64(0)
 	must(client.CoreV1().Pods("shop").Delete(ctx, "web", metav1.DeleteOptions{GracePeriodSeconds: &zero,
-		Preconditions: &metav1.Preconditions{UID: (*types.UID)(&pod.UID)}}))
+		Preconditions: &metav1.Preconditions{UID: &pod.UID}}))
 	eventually(t, "the endpoint of a deleted pod is gone", func() bool { return endpoints() == 0 })
 }
 

@@ -107,8 +107,7 @@ func (r *rig) eventually(what string, ok func(v *agentview.View) bool) {
 		select {
 		case <-r.changes:
 		case <-deadline:
-			_, fault, epoch, version := r.dir.Status()
-			r.t.Fatalf("%s: %+v; %s/%d, %v", what, r.dir.View(), epoch, version, fault)
+			r.t.Fatalf("%s: %+v; %+v", what, r.dir.View(), r.dir.Status())
 		}
 	}
 }
