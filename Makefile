@@ -47,7 +47,7 @@ unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
 	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -json -p 2 -timeout 20m ./... | $(GO) run ./tests/report
 
 race: ## the tests that need no root, under the race detector
-	CGO_ENABLED=1 $(GO) test -json -race -short ./mesh/... ./api/... ./proxy/... ./identity/... | CGO_ENABLED=0 $(GO) run ./tests/report
+	CGO_ENABLED=1 $(GO) test -json -race -short ./mesh/... ./api/... ./proxy/... ./identity/... ./control/... | CGO_ENABLED=0 $(GO) run ./tests/report
 
 cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
