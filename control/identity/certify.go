@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	identityv1 "conduit.io/conduit/api/identityv1"
@@ -125,7 +126,8 @@ func (s *Service) roots(b *bundle) *identityv1.Roots {
 	return r
 }
 
-// WatchRoots is the IdentityService's: the bundle now, and whenever it has changed.
+// WatchRoots is the IdentityService's: the bundle now, and whenever it has changed, until the
+// replica drains.
 func (s *Service) WatchRoots(ctx context.Context, req *identityv1.WatchRootsRequest, out *connect.ServerStream[identityv1.WatchRootsResponse]) error {
 	s.counts.watchers.Add(1)
 	defer s.counts.watchers.Add(-1)
@@ -141,6 +143,14 @@ func (s *Service) WatchRoots(ctx context.Context, req *identityv1.WatchRootsRequ
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			return nil
+		case <-s.cfg.Draining: // not all at once: each will come to another replica
+			timer := time.NewTimer(rand.N(s.cfg.DrainTime + 1))
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
 			return nil
 		}
 	}

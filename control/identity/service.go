@@ -19,14 +19,16 @@ import (
 // Config says what a Service works with.
 type Config struct {
 	Client      kubernetes.Interface
-	Namespace   string        // the controller's; default conduit
-	TrustDomain string        // default cluster.local
-	DNSNames    []string      // of the controller's own certificate
-	LeafLife    time.Duration // default 24 h
-	RootLife    time.Duration // of issuers that the controller makes; default a year. They are replaced after two thirds
-	RootDelay   time.Duration // how long a new root is known before anything is signed under it; default 2 min, a kubelet's refresh
-	TokenLife   time.Duration // how long a token is believed without asking again; default 1 min
-	Pods        Pods          // nil: none is known, and every request looks them up
+	Namespace   string          // the controller's; default conduit
+	TrustDomain string          // default cluster.local
+	DNSNames    []string        // of the controller's own certificate
+	LeafLife    time.Duration   // default 24 h
+	RootLife    time.Duration   // of issuers that the controller makes; default a year. They are replaced after two thirds
+	RootDelay   time.Duration   // how long a new root is known before anything is signed under it; default 2 min, a kubelet's refresh
+	TokenLife   time.Duration   // how long a token is believed without asking again; default 1 min
+	Pods        Pods            // nil: none is known, and every request looks them up
+	Draining    <-chan struct{} // closed when the replica is about to end; nil: it never says so
+	DrainTime   time.Duration   // over which streams end then
 	Log         *slog.Logger
 	Now         func() time.Time // the clock; nil means time.Now
 }
