@@ -68,19 +68,7 @@ func TestPlan(t *testing.T) {
 		}
 		r := rules{now: now, delay: delay, leafLife: leafLife}
 		next, _ := cur.plan(step.issuer, true, r)
-		var got []string
-		for f := range next.roots {
-			s := names[f]
-			if p, ok := next.plans[f]; ok {
-				s += fmt.Sprintf("@%d", p.SignFrom.Sub(begin)/time.Minute)
-				if !p.Retire.IsZero() {
-					s += fmt.Sprintf("-%d", p.Retire.Sub(begin)/time.Minute)
-				}
-			}
-			got = append(got, s)
-		}
-		slices.Sort(got)
-		if s := strings.Join(got, " "); s != step.want {
+		if s := render(next, names); s != step.want {
 			t.Errorf("%s: %s; want %s", step.name, s, step.want)
 		}
 		if again, more := next.plan(step.issuer, true, r); more {
@@ -100,6 +88,23 @@ func TestPlan(t *testing.T) {
 		}
 		cur = read
 	}
+}
+
+// render is a bundle as the table of TestPlan has it.
+func render(b *bundle, names map[string]string) string {
+	var got []string
+	for f := range b.roots {
+		s := names[f]
+		if p, ok := b.plans[f]; ok {
+			s += fmt.Sprintf("@%d", p.SignFrom.Sub(begin)/time.Minute)
+			if !p.Retire.IsZero() {
+				s += fmt.Sprintf("-%d", p.Retire.Sub(begin)/time.Minute)
+			}
+		}
+		got = append(got, s)
+	}
+	slices.Sort(got)
+	return strings.Join(got, " ")
 }
 
 func TestBundlesThatAreNone(t *testing.T) {

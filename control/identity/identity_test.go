@@ -2,7 +2,6 @@ package identity
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -81,10 +80,8 @@ func testCertify(t *testing.T, w *world) {
 			t.Errorf("%s lives for %v", x.id, life)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := one.Await(ctx, api); err == nil || !strings.Contains(err.Error(), "REASON_NOT_ON_NODE") {
-		t.Errorf("another node's pod: %v", err)
+	if got := one.Certify(t.Context(), []mesh.Identity{api}).Issued[0]; got.Err == nil || !strings.Contains(got.Err.Error(), "REASON_NOT_ON_NODE") {
+		t.Errorf("another node's pod: %v", got.Err)
 	}
 	w.pod("shop", "late-1", "late", "n1")
 	if err := one.Await(t.Context(), identityOf("shop", "late")); err != nil {
@@ -131,8 +128,24 @@ func request(t *testing.T, id mesh.Identity) *identityv1.CertificateRequest {
 }
 
 func testRefuse(t *testing.T, w *world) {
+	good := testTokens(t, w)
+	testRequests(t, w, w.call(w.replicas[0], good))
+	var m bytes.Buffer
+	w.replicas[0].WriteMetrics(&m)
+	for _, line := range []string{`conduit_identity_refused_total{reason="replayed"} 1`, `conduit_identity_refused_total{reason="trust-domain"} 1`,
+		`conduit_identity_refused_total{reason="csr-size"} 1`, `conduit_identity_refused_total{reason="csr-name"} 1`,
+		`conduit_identity_refused_total{reason="refused-token"} 4`, `conduit_identity_refused_total{reason="bad-identity"} 2`, "conduit_issuer_usable 1"} {
+		if !strings.Contains(m.String(), line+"\n") {
+			t.Errorf("metrics lack %s:\n%s", line, m.String())
+		}
+	}
+	testReplays(t, w, w.call(w.replicas[0], good))
+}
+
+// testTokens sends tokens that are refused, and returns one that is not.
+func testTokens(t *testing.T, w *world) (good string) {
 	r := w.replicas[0]
-	good := w.token("conduit", AgentAccount, "conduit-agent-n1", Audience)
+	good = w.token("conduit", AgentAccount, "conduit-agent-n1", Audience)
 	web := identityOf("shop", "web")
 	forged := []byte(good)
 	forged[len(forged)-10] ^= 1
@@ -158,7 +171,12 @@ func testRefuse(t *testing.T, w *world) {
 			t.Errorf("the roots are public: %v", err)
 		}
 	}
-	c := w.call(r, good)
+	return good
+}
+
+// testRequests sends requests that are refused, together with one that is not.
+func testRequests(t *testing.T, w *world, c identityv1connect.IdentityServiceClient) {
+	web := identityOf("shop", "web")
 	used := request(t, web)
 	other := request(t, identityOf("shop", "api"))
 	foreign := request(t, mesh.Identity{TrustDomain: "other.example", Namespace: "shop", ServiceAccount: "web"})
@@ -184,20 +202,13 @@ func testRefuse(t *testing.T, w *world) {
 	if _, err := c.Certify(t.Context(), huge); connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("a huge message: %v", err)
 	}
-	var m bytes.Buffer
-	r.WriteMetrics(&m)
-	for _, line := range []string{`conduit_identity_refused_total{reason="replayed"} 1`, `conduit_identity_refused_total{reason="trust-domain"} 1`,
-		`conduit_identity_refused_total{reason="csr-size"} 1`, `conduit_identity_refused_total{reason="csr-name"} 1`,
-		`conduit_identity_refused_total{reason="refused-token"} 4`, `conduit_identity_refused_total{reason="bad-identity"} 2`, "conduit_issuer_usable 1"} {
-		if !strings.Contains(m.String(), line+"\n") {
-			t.Errorf("metrics lack %s:\n%s", line, m.String())
-		}
-	}
-	if n := strings.Count(w.logs.String(), "reason=replayed"); n != 1 {
-		t.Errorf("a replay was logged %d times", n)
-	}
+}
+
+// testReplays: the same refusal of the same caller is logged once.
+func testReplays(t *testing.T, w *world, c identityv1connect.IdentityServiceClient) {
+	used := &identityv1.CertifyRequest{Requests: []*identityv1.CertificateRequest{request(t, identityOf("shop", "web"))}}
 	for range 20 {
-		if _, err := c.Certify(t.Context(), &identityv1.CertifyRequest{Requests: []*identityv1.CertificateRequest{used}}); err != nil {
+		if _, err := c.Certify(t.Context(), used); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -282,44 +293,68 @@ func (w *world) hand(t *testing.T, data map[string][]byte) {
 	}
 }
 
+// craving asks for certificates all the time, for two agents.
+type craving struct {
+	stop chan bool
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex
+	seen     map[string]int // certificates by root
+	failures map[string]int
+}
+
+// crave begins. Each certificate is checked with the roots that the other agent knows by then.
+func (w *world) crave(one, two *agent) *craving {
+	c := &craving{stop: make(chan bool), seen: map[string]int{}, failures: map[string]int{}}
+	for _, x := range []struct {
+		a, peer *agent
+		id      mesh.Identity
+	}{{one, two, identityOf("shop", "web")}, {two, one, identityOf("shop", "api")}} {
+		c.wg.Go(func() {
+			tick := time.NewTicker(150 * time.Millisecond) // within what one node may have looked up
+			defer tick.Stop()
+			for {
+				select {
+				case <-c.stop:
+					return
+				case <-tick.C:
+				}
+				got := x.a.Certify(w.t.Context(), []mesh.Identity{x.id}).Issued[0]
+				root, err := "", got.Err
+				if err == nil {
+					root, err = w.verify(got.Leaf.Chain, x.peer.Roots())
+				}
+				c.mu.Lock()
+				if err != nil {
+					c.failures[err.Error()]++
+				} else {
+					c.seen[root]++
+				}
+				c.mu.Unlock()
+			}
+		})
+	}
+	return c
+}
+
+func (c *craving) under(root *x509.Certificate) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seen[fingerprint(root.Raw)]
+}
+
+func (c *craving) end() (seen, failures map[string]int) {
+	close(c.stop)
+	c.wg.Wait()
+	return c.seen, c.failures
+}
+
 // testRotation replaces the issuer, twice, while certificates are asked for all the time: no call fails, and everybody
 // knows the root of every certificate by the time that it is signed.
 func testRotation(t *testing.T, w *world) {
 	one, two := w.agent(w.replicas[0], "n1"), w.agent(w.replicas[1], "n2")
 	w.eventually("the agents know the roots", func() bool { return one.Roots() != nil && two.Roots() != nil })
-	var mu sync.Mutex
-	seen := map[string]int{} // certificates by root
-	failures := map[string]int{}
-	stop := make(chan bool)
-	var wg sync.WaitGroup
-	for _, x := range []struct {
-		a, peer *agent
-		id      mesh.Identity
-	}{{one, two, identityOf("shop", "web")}, {two, one, identityOf("shop", "api")}} {
-		wg.Go(func() {
-			tick := time.NewTicker(50 * time.Millisecond) // within what one node may
-			defer tick.Stop()
-			for {
-				select {
-				case <-stop:
-					return
-				case <-tick.C:
-				}
-				got := x.a.Certify(t.Context(), []mesh.Identity{x.id}).Issued[0]
-				root, err := "", got.Err
-				if err == nil {
-					root, err = w.verify(got.Leaf.Chain, x.peer.Roots())
-				}
-				mu.Lock()
-				if err != nil {
-					failures[err.Error()]++
-				} else {
-					seen[root]++
-				}
-				mu.Unlock()
-			}
-		})
-	}
+	c := w.crave(one, two)
 	for range 2 {
 		data := w.certManager(t)
 		root, err := parseOne(string(data[rootsKey]))
@@ -327,22 +362,13 @@ func testRotation(t *testing.T, w *world) {
 			t.Fatal(err)
 		}
 		w.hand(t, data)
-		w.eventually("certificates are signed under the new root", func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return seen[fingerprint(root.Raw)] > 20
-		})
+		w.eventually("certificates are signed under the new root", func() bool { return c.under(root) > 20 })
 	}
-	close(stop)
-	wg.Wait()
-	total := 0
-	for _, n := range seen {
-		total += n
-	}
+	seen, failures := c.end()
+	t.Logf("certificates under each root: %v", seen)
 	if len(failures) > 0 || len(seen) != 3 {
-		t.Errorf("%d certificates under %d roots, failures %v; want three roots and none", total, len(seen), failures)
+		t.Errorf("certificates under %d roots, failures %v; want three roots and none", len(seen), failures)
 	}
-	t.Logf("%d certificates under %d roots", total, len(seen))
 	b, _ := w.replicas[1].authority.trust()
 	if len(b.roots) != 3 {
 		t.Errorf("%d roots are trusted; those of before must stay while certificates live", len(b.roots))

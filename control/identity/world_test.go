@@ -108,7 +108,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) replica() *replica {
 	w.t.Helper()
 	log := slog.New(slog.NewTextHandler(&w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	s := must[*Service](w.t)(New(Config{Client: w.client, DNSNames: []string{"conduit-controller.conduit.svc"}, RootDelay: 2 * time.Second,
+	s := must[*Service](w.t)(New(Config{Client: w.client, DNSNames: []string{"conduit-controller.conduit.svc"}, RootDelay: 5 * time.Second,
 		Log: log, Now: w.clock.now}))
 	gate := &access.Gate{Authn: s, Public: map[string]bool{identityv1connect.IdentityServiceGetRootsProcedure: true},
 		Agents: map[string]bool{identityv1connect.IdentityServiceCertifyProcedure: true, identityv1connect.IdentityServiceWatchRootsProcedure: true}}
