@@ -83,7 +83,8 @@ func newCluster(ctx context.Context, cfg ClusterConfig) (*cluster, error) {
 	}
 	host := "conduit-controller." + cfg.Namespace
 	c.identity, err = identity.New(identity.Config{Client: c.client, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain,
-		DNSNames: []string{c.peerName(), host, host + ".svc.cluster.local"}, Pods: c.index, Log: cfg.Log})
+		DNSNames: []string{c.peerName(), host, host + ".svc.cluster.local"}, Pods: c.index,
+		Draining: c.drain, DrainTime: c.cfg.DrainTime, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
