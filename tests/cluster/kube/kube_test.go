@@ -56,6 +56,9 @@ func traffic(t *testing.T, c *kubetest.Cluster) {
 }
 
 func TestBridgeAndIptables(t *testing.T) {
+	if err := kube.Sweep(); err != nil { // of earlier runs
+		t.Fatal(err)
+	}
 	before, spaces := snapshot(t), namespaces(t)
 	t.Run("cluster", func(t *testing.T) {
 		c := kubetest.Start(t, kube.Options{Name: "test-bridge"})
@@ -143,6 +146,9 @@ func TestPtpNftablesDualStackBesideAnother(t *testing.T) {
 func TestKilledOwner(t *testing.T) {
 	if os.Getenv(kubetest.Env) == "" || os.Geteuid() != 0 {
 		t.Skip("SKIPPED: needs root and " + kubetest.Env + "=1: run `make cluster`")
+	}
+	if err := kube.Sweep(); err != nil { // of earlier runs
+		t.Fatal(err)
 	}
 	before := snapshot(t)
 	self, err := os.Executable()

@@ -50,7 +50,10 @@ func (c *Cluster) claim() error {
 	if err != nil {
 		return err
 	}
-	return writeFiles(c.dir, map[string][]byte{ownerFile: []byte(mark), stateFile: data})
+	if err := writeFiles(c.dir, map[string][]byte{ownerFile: []byte(mark)}); err != nil { // first: a state without an owner is a cluster that was disowned
+		return err
+	}
+	return writeFiles(c.dir, map[string][]byte{stateFile: data})
 }
 
 // Disown lets the cluster live on when this process ends.
@@ -145,20 +148,31 @@ func List() ([]string, error) {
 
 // Sweep removes what is left of clusters whose owners are gone. The kernel has ended them, directories and cgroups are left.
 func Sweep() error {
-	owners, err := filepath.Glob(filepath.Join(baseDir, "*", ownerFile))
-	if err != nil || len(owners) == 0 {
+	dirs, err := filepath.Glob(filepath.Join(baseDir, "[a-z0-9]*"))
+	if err != nil || len(dirs) == 0 {
 		return err
 	}
-	unlock, err := lock(filepath.Join(baseDir, ".lock"))
+	unlock, err := lock(filepath.Join(baseDir, ".lock")) // nobody is between making a directory and writing its owner
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	var errs []error
-	for _, owner := range owners {
-		if machine.MarkedPID(owner) == 0 {
-			errs = append(errs, Remove(filepath.Base(filepath.Dir(owner))))
+	for _, dir := range dirs {
+		if !abandoned(dir) {
+			continue
 		}
+		errs = append(errs, Remove(filepath.Base(dir)))
 	}
 	return errors.Join(errs...)
+}
+
+// abandoned tells whether a cluster's owner is gone. One without an owner, but with a state, was disowned.
+func abandoned(dir string) bool {
+	owner := filepath.Join(dir, ownerFile)
+	if _, err := os.Stat(owner); errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(filepath.Join(dir, stateFile))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return machine.MarkedPID(owner) == 0
 }

@@ -44,7 +44,7 @@ func Start(initPath string, c Config) (m *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(c.Dir, configFile), data, 0o644); err != nil {
+	if err := writeWhole(filepath.Join(c.Dir, configFile), data); err != nil {
 		return nil, err
 	}
 	if err := makeGroup(c.Group); err != nil {
@@ -128,8 +128,13 @@ func (m *Machine) writeMark() error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(m.cfg.Dir, markFile)
-	if err := os.WriteFile(file+".new", []byte(mark), 0o644); err != nil { // renamed: a reader must not see half of it
+	return writeWhole(filepath.Join(m.cfg.Dir, markFile), []byte(mark))
+}
+
+// writeWhole writes a file that is there as a whole or not at all: this process may be killed at any moment, and others
+// read what it has left.
+func writeWhole(file string, data []byte) error {
+	if err := os.WriteFile(file+".new", data, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(file+".new", file)
