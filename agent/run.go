@@ -108,7 +108,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	})
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: w.objects, Supervisor: supervisor, Log: log,
+		Manager: manager, Manifests: w, Supervisor: supervisor, Log: log,
 	})
 	if err != nil {
 		return err

@@ -39,6 +39,18 @@ type source interface {
 	Watch(ctx context.Context, changed func()) error
 }
 
+// Faults is what cannot be read of the pods' descriptions, or of the controller.
+func (s *surroundings) Faults() []manifest.Fault {
+	out := s.objects.Faults()
+	if s.directory == nil {
+		return out
+	}
+	if st := s.directory.Status(); st.Fault != nil {
+		out = append(out, manifest.Fault{File: "controller", Message: st.Fault.Error()})
+	}
+	return out
+}
+
 func open(c config, log *slog.Logger) (*surroundings, error) {
 	if c.standalone {
 		return openFiles(c, log)

@@ -118,7 +118,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "proxy error: %v\n", why)
 	}
 	for _, f := range s.cfg.Manifests.Faults() {
-		fmt.Fprintf(w, "warning: manifest: %s\n", f)
+		fmt.Fprintf(w, "warning: %s\n", f)
 	}
 }
 
