@@ -272,7 +272,7 @@ func badAgents(t *testing.T, n *testnet.Net, node *lab.Node, unharmed func(*test
 		code int
 		says []string
 	}{
-		"no manifests":         {[]string{"--standalone"}, 64, []string{"required: --manifests DIR", "--help"}},
+		"no manifests":         {[]string{"--standalone"}, 64, []string{"required with --standalone: --manifests DIR", "--help"}},
 		"unknown flag":         {slices.Concat(fresh, []string{"--speed", "9"}), 64, []string{"-speed", "--help"}},
 		"no manifest dir":      {[]string{"--standalone", "--manifests", "/none", "--run-dir", run, "--bpffs", bpffs}, 1, []string{"/none", "make the directory"}},
 		"no proxy":             {slices.Concat(fresh, []string{"--proxy", "/none"}), 1, []string{"/none", "--proxy PATH"}},
