@@ -54,7 +54,7 @@ func under(path, dir string) bool { return path == dir || strings.HasPrefix(path
 var layers = [][]string{
 	{"cmd"},
 	{"agent", "proxy", "control", "cni", "cli"},
-	{"loader", "identity"},
+	{"loader", "identity", "deploy"},
 	{"api", "mesh"},
 }
 
