@@ -2,47 +2,116 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"time"
 
+	"conduit.io/conduit/cli/cluster"
 	"conduit.io/conduit/cli/output"
 	"conduit.io/conduit/cli/preflight"
 
 	"github.com/spf13/cobra"
 )
 
+// checkOptions are the flags of check.
+type checkOptions struct {
+	cluster cluster.Flags
+	pre     bool
+	node    bool
+	timeout time.Duration
+	format  format
+}
+
 func newCheck(env Env) *cobra.Command {
-	var f format
+	var o checkOptions
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Check whether this machine can run a Conduit node",
-		Long: `Check whether this machine can run a Conduit node: privileges, kernel, mounted file systems, and the
-programs themselves. Nothing is changed. Exit status 1 means that a check failed; warnings do not fail.`,
+		Short: "Check the cluster, or this machine, and say what to do",
+		Long: `Check whether Conduit does its work on the cluster: controller, agents, certificates, versions, and whether the kernel is seen to
+steer every pod of the mesh. With --pre, check whether it can be installed there. Where there is no kubeconfig, or with
+--node, check whether this machine can run a Conduit node: privileges, kernel, mounted file systems, and the programs themselves.
+
+Nothing is changed. Exit status 1 means that a check failed; warnings do not fail.`,
+		Example: `  conduit check --pre && conduit install --apply --wait
+  conduit check -o json
+  sudo conduit check --node`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			r := preflight.Run(env.System())
-			if f == formatJSON {
-				enc := json.NewEncoder(env.Out)
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(r); err != nil {
-					return err
-				}
-			} else {
-				var b bytes.Buffer
-				writeReport(&b, output.StyleFor(env.Out, env.Getenv), r)
-				if _, err := b.WriteTo(env.Out); err != nil {
-					return err
-				}
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case o.pre && o.node:
+				return usageError{errors.New("--pre is about a cluster, --node about this machine")}
+			case o.timeout <= 0:
+				return usageError{fmt.Errorf("--timeout %s: want more than 0", o.timeout)}
 			}
-			if !r.Success {
-				return errSilent
+			r, err := o.look(cmd.Context(), env)
+			if err != nil {
+				return err
 			}
-			return nil
+			return o.tell(env, r)
 		},
 	}
-	addFormat(cmd, &f)
+	cmd.Flags().BoolVar(&o.pre, "pre", false, "before an installation")
+	cmd.Flags().BoolVar(&o.node, "node", false, "this machine, and no cluster")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 30*time.Second, "how long a cluster may take to answer everything")
+	o.cluster.Bind(cmd.Flags())
+	addFormat(cmd, &o.format)
 	return cmd
+}
+
+// look makes the checks.
+func (o *checkOptions) look(ctx context.Context, env Env) (preflight.Report, error) {
+	if o.node || !o.pre && !o.cluster.Given() && !haveKubeconfig(env) {
+		return preflight.Run(env.System()), nil
+	}
+	c, err := o.cluster.Open(env.Err)
+	if err != nil {
+		return preflight.Report{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	if o.pre {
+		return preflight.Before(ctx, c), nil
+	}
+	return preflight.Installed(ctx, c), nil
+}
+
+// haveKubeconfig reports whether kubectl would find a configuration.
+func haveKubeconfig(env Env) bool {
+	if env.Getenv("KUBECONFIG") != "" {
+		return true
+	}
+	home := env.Getenv("HOME")
+	if home == "" {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(home, ".kube", "config"))
+	return err == nil
+}
+
+// tell writes the report; one that fails is the exit status.
+func (o *checkOptions) tell(env Env, r preflight.Report) error {
+	if o.format == formatJSON {
+		enc := json.NewEncoder(env.Out)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	} else {
+		var b bytes.Buffer
+		writeReport(&b, output.StyleFor(env.Out, env.Getenv), r)
+		if _, err := b.WriteTo(env.Out); err != nil {
+			return err
+		}
+	}
+	if !r.Success {
+		return errSilent
+	}
+	return nil
 }
 
 func writeReport(w io.Writer, s output.Style, r preflight.Report) {

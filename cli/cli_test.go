@@ -91,6 +91,20 @@ func TestExitCodes(t *testing.T) {
 		{"completion", 64, "accepts 1 arg"},
 		{"completion tcsh", 64, "want bash, zsh or fish"},
 		{"demo-app {", 1, "read configuration"},
+		{"install extra", 64, "next:  conduit install --help"},
+		{"install --wait", 64, "--wait is for --apply"},
+		{"install -n shop", 64, "Conduit is in the namespace conduit"},
+		{"install --set agent.nonsense=1", 1, "'nonsense' not allowed"},
+		{"install --set controller", 64, "--set controller"},
+		{"install -f /nonexistent", 1, "no such file"},
+		{"install --timeout 0s", 64, "want more than 0"},
+		{"upgrade extra", 64, "next:  conduit upgrade --help"},
+		{"uninstall extra", 64, "next:  conduit uninstall --help"},
+		{"uninstall --apply --kubeconfig /nonexistent", 1, "no cluster to work on"},
+		{"mesh", 64, "requires at least 1 arg"},
+		{"mesh ns/shop web", 64, "want ns/NAME or pod/NAME"},
+		{"unmesh deploy/web", 64, "in the template of its pods"},
+		{"check --pre --node", 64, "about this machine"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			code, out, errOut := run(t, goodSystem(), strings.Fields(tc.args)...)

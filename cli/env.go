@@ -81,7 +81,8 @@ func newRoot(env Env) (root *cobra.Command, started *bool) {
 		Long: `Conduit steers the sockets of meshed pods into one proxy per node, with eBPF: mutual TLS between
 workloads, balancing and metrics for HTTP/1.1, HTTP/2, gRPC and TCP, and nothing injected into a pod.
 
-See it work on this machine:  sudo conduit demo`,
+See it work on this machine:  sudo conduit demo
+Have it on your cluster:      conduit install --apply --wait && conduit mesh ns/NAME --apply`,
 		Version:           mesh.Version(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -92,7 +93,8 @@ See it work on this machine:  sudo conduit demo`,
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
 	root.SetErr(env.Err)
-	root.AddCommand(newCheck(env), newCompletion(env), newDemo(env), newDemoApp(env), newStat(env), newVersion(env))
+	root.AddCommand(newCheck(env), newCompletion(env), newDemo(env), newDemoApp(env), newInstall(env), newMesh(env), newStat(env),
+		newUninstall(env), newUnmesh(env), newUpgrade(env), newVersion(env))
 	root.InitDefaultHelpCmd()
 	if help, _, err := root.Find([]string{"help"}); err == nil {
 		help.Args = func(_ *cobra.Command, topic []string) error { // else an unknown topic were a success

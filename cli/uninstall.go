@@ -1,0 +1,62 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"conduit.io/conduit/cli/cluster"
+	"conduit.io/conduit/deploy"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+func newUninstall(env Env) *cobra.Command {
+	var o applyOptions
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove Conduit from a cluster and its nodes, and prove it",
+		Long: `Print what of Conduit is on a cluster, as YAML for kubectl delete. That leaves the nodes as they are. With --apply everything is
+removed: the agents; then, by a pod on each node, the CNI plugin and all programs, pins, rules and routes, each node
+proving that none is left; then the controller, the conditions that it has written, the definitions, and the namespace with the
+issuer's key in it. The command ends when nothing is left, and fails when something is.
+
+Connections of meshed pods are cut. The labels of namespaces and pods are yours, and stay.`,
+		Example: `  conduit uninstall --apply
+  conduit uninstall | kubectl delete --ignore-not-found -f -`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(o.check(), o.onlyHere()); err != nil {
+				return usageError{err}
+			}
+			if !o.apply {
+				fmt.Fprintln(env.Err, "Nodes keep the CNI plugin and the programs: conduit uninstall --apply takes them away, too.")
+				return printRemoval(env)
+			}
+			return o.act(cmd.Context(), env, func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
+				return c.Uninstall(ctx, say)
+			})
+		},
+	}
+	o.bind(cmd, "")
+	return cmd
+}
+
+// printRemoval prints the names of everything that an installation can have, the last one first.
+func printRemoval(env Env) error {
+	objects, err := deploy.Installation(map[string]any{"controller": map[string]any{"replicas": int64(2)}}) // with a disruption budget
+	if err != nil {
+		return err
+	}
+	var names []*unstructured.Unstructured
+	for _, o := range slices.Backward(objects) {
+		metadata := map[string]any{"name": o.GetName()}
+		if ns := o.GetNamespace(); ns != "" {
+			metadata["namespace"] = ns
+		}
+		names = append(names, &unstructured.Unstructured{Object: map[string]any{"apiVersion": o.GetAPIVersion(), "kind": o.GetKind(), "metadata": metadata}})
+	}
+	return printYAML(env.Out, names)
+}
