@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -12,15 +11,8 @@ import (
 // The images of `make images` can be imported without a registry, and run.
 func TestImages(t *testing.T) {
 	c := kubetest.New(t)
-	out := t.TempDir()
-	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", binDir, "-out", out, "-version", "e2e")
-	if said, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, said)
-	}
+	importImages(t, c)
 	for name, user := range map[string]int{"conduit-controller": 65532, "conduit-agent": 0, "conduit-proxy": 2102} {
-		if err := c.ImportImage(c.Context(), out+"/"+name+".tar"); err != nil {
-			t.Fatal(err)
-		}
 		type object = map[string]any
 		security := object{"readOnlyRootFilesystem": true, "capabilities": object{"drop": []string{"ALL"}}}
 		if user != 0 {
@@ -28,7 +20,7 @@ func TestImages(t *testing.T) {
 		}
 		pod, err := json.Marshal(object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name}, "spec": object{
 			"restartPolicy": "Never",
-			"containers": []object{{"name": name, "image": "localhost/" + name + ":e2e", "imagePullPolicy": "IfNotPresent",
+			"containers": []object{{"name": name, "image": "localhost/" + name + ":" + imagesVersion, "imagePullPolicy": "IfNotPresent",
 				"args": []string{"--version"}, "securityContext": security}}}})
 		if err != nil {
 			t.Fatal(err)

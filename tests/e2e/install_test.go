@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/tests/cluster/kubetest"
+)
+
+// imagesVersion is the tag of the images under test.
+const imagesVersion = "e2e"
+
+// importImages makes Conduit's images, and imports them on every node.
+func importImages(t *testing.T, c *kubetest.Cluster) {
+	t.Helper()
+	out := t.TempDir()
+	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", binDir, "-out", out, "-version", imagesVersion)
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	for _, name := range []string{"conduit-controller", "conduit-agent", "conduit-proxy"} {
+		if err := c.ImportImage(c.Context(), out+"/"+name+".tar"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// conduit runs the command line of Conduit on the cluster, and returns what it said.
+func conduit(t *testing.T, c *kubetest.Cluster, args ...string) string {
+	t.Helper()
+	said, err := exec.CommandContext(c.Context(), filepath.Join(binDir, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
+	if err != nil {
+		for _, pods := range []string{"component=controller", "component=agent", "component=uninstall"} {
+			logs, _ := c.Try("-n", "conduit", "logs", "-l", "app.kubernetes.io/"+pods, "--all-containers", "--prefix", "--tail=20")
+			said = append(said, logs...)
+		}
+		t.Fatalf("conduit %s: %v\n%s", strings.Join(args, " "), err, said)
+	}
+	t.Logf("conduit %s\n%s", strings.Join(args, " "), said)
+	return string(said)
+}
+
+// Conduit is installed, pods start in the mesh and speak mTLS across nodes, and everything is taken away again.
+func TestInstall(t *testing.T) {
+	c := kubetest.New(t)
+	c.ImportLoad()
+	importImages(t, c)
+	nodes := &byHand{Cluster: c, t: t}
+	var before []string
+	for i := 1; i <= c.Nodes(); i++ {
+		before = append(before, nodes.configs(i))
+	}
+	conduit(t, c, "check", "--pre")
+	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
+	conduit(t, c, "check")
+	conduit(t, c, "mesh", "ns/"+c.Namespace, "--apply")
+	c.Kubectl("annotate", "namespace", c.Namespace, kube.AnnotationMode+"=STRICT")
+	c.Apply(kubetest.QuietLoadPod("client", 1, nil) + kubetest.QuietLoadPod("server", 2, nil))
+	c.WaitReady("client", "server")
+	if err := c.Load("client", c.PodIP("server")+":9000", "--requests", "200", "--churn", "50"); err != nil {
+		t.Errorf("enrolled pods: %v", err)
+	}
+	if n := nodes.metric(2, "response_total", `direction="inbound"`, `tls="mtls"`); n < 200 {
+		t.Errorf("the server's proxy has seen %v responses with mTLS, want 200 and more", n)
+	}
+
+	said := conduit(t, c, "uninstall", "--apply", "--timeout", "2m")
+	if want := fmt.Sprintf("verified: %d nodes clean, 0 objects left", c.Nodes()); !strings.Contains(said, want) || !strings.Contains(said, "verified 0 programs") {
+		t.Errorf("uninstall does not say %q", want)
+	}
+	for i := 1; i <= c.Nodes(); i++ {
+		if after := nodes.configs(i); after != before[i-1] {
+			t.Errorf("node %d: the configuration was\n%s\nand is\n%s", i, before[i-1], after)
+		}
+		if left := c.Run(i, "sh", "-c", "ls -d /sys/fs/bpf/conduit /run/conduit 2>/dev/null || true"); left != "" {
+			t.Errorf("node %d keeps %s", i, left)
+		}
+	}
+	if err := c.Load("client", c.PodIP("server")+":9000", "--requests", "100"); err != nil {
+		t.Errorf("pods that have left the mesh: %v", err)
+	}
+}
