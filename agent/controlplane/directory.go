@@ -257,7 +257,7 @@ func (d *Directory) send(ctx context.Context, stream *watch, changed func()) err
 	}
 }
 
-// tell sends what the controller has not been asked yet, or was asked in vain.
+// tell sends what the controller has not been asked on this stream yet, and what is not wanted any more.
 func (d *Directory) tell(stream *watch, changed func()) error {
 	for {
 		m := d.change()

@@ -131,10 +131,10 @@ func (s *state) view() *discovery.View {
 		switch answer.GetKind() {
 		case discoveryv1.Answer_KIND_WORKLOAD:
 			v.Services = append(v.Services, declared(a, answer)...)
-		case discoveryv1.Answer_KIND_SERVICE:
-		default:
+		case discoveryv1.Answer_KIND_NOBODY, discoveryv1.Answer_KIND_NODE:
 			// A node's address, too: what stands there has no identity, and kube-proxy knows its ports.
 			v.Nobody = append(v.Nobody, a)
+		default: // a Service, which is told of above; or no answer at all, and the proxy does what the pod's mode says
 		}
 	}
 	return v
