@@ -13,6 +13,7 @@ import (
 
 	"conduit.io/conduit/agent/admin"
 	"conduit.io/conduit/agent/cniserver"
+	"conduit.io/conduit/agent/controlplane"
 	"conduit.io/conduit/agent/enrol"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
@@ -99,6 +100,12 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 
 // serve takes up the node's pods, and runs every part of the agent until ctx ends.
 func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, parts enrol.Config) error {
+	var reporter *controlplane.Reporter // nil: there is nobody to tell
+	parts.Observed = func() {
+		if reporter != nil {
+			reporter.Kick()
+		}
+	}
 	manager := enrol.New(parts)
 	if err := manager.Restore(); err != nil {
 		return err
@@ -106,6 +113,9 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	supervisor := proxylink.New(proxylink.Config{
 		RunDir: c.runDir, Binary: proxyBinary(c), Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
+	if w.directory != nil {
+		reporter = controlplane.NewReporter(w.controller, newObserver(w, manager, supervisor).look)
+	}
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
 		Manager: manager, Manifests: w, Supervisor: supervisor, Log: log,
@@ -129,6 +139,12 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 		func(ctx context.Context) error {
 			if w.directory != nil {
 				w.directory.Run(ctx, manager.Kick)
+			}
+			return nil
+		},
+		func(ctx context.Context) error {
+			if reporter != nil {
+				reporter.Run(ctx)
 			}
 			return nil
 		},

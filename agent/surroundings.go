@@ -26,10 +26,11 @@ func controllerIdentity(trustDomain string) mesh.Identity {
 
 // surroundings are what surrounds the node: files, or a cluster.
 type surroundings struct {
-	name      string
-	objects   source
-	issuer    identity.Issuer
-	directory *controlplane.Directory // nil: objects has everything
+	name       string
+	objects    source
+	issuer     identity.Issuer
+	directory  *controlplane.Directory // nil: objects has everything
+	controller controlplane.Config     // where directory is
 }
 
 // source is where the pods of the node are described.
@@ -83,8 +84,8 @@ func openCluster(c config, log *slog.Logger) (*surroundings, error) {
 	issuer := remote.New(remote.Config{
 		URL: c.controller, TokenFile: c.tokenFile, RootsFile: c.rootsFile, Controller: controllerIdentity(c.trustDomain), Log: log,
 	})
-	directory := controlplane.New(controlplane.Config{URL: c.controller, Client: issuer.HTTPClient(), Node: c.node, Log: log})
-	return &surroundings{name: cfg.Host, objects: objects, issuer: issuer, directory: directory}, nil
+	at := controlplane.Config{URL: c.controller, Client: issuer.HTTPClient(), Node: c.node, Log: log}
+	return &surroundings{name: cfg.Host, objects: objects, issuer: issuer, directory: controlplane.New(at), controller: at}, nil
 }
 
 // apiServer says how to reach the API server.

@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"sync"
-	"time"
 
 	"conduit.io/conduit/agent/discovery"
 	"conduit.io/conduit/api/discoveryv1"
@@ -23,9 +21,6 @@ import (
 const (
 	maxMessage   = 4 << 20
 	maxSubscribe = 4096 // addresses in one message: what the controller takes
-	retryFirst   = 250 * time.Millisecond
-	retryMost    = 10 * time.Second
-	settled      = 10 * time.Second // a stream that lasted longer has not failed
 )
 
 // Config says where the controller is.
@@ -132,43 +127,15 @@ func (d *Directory) Status() Status {
 
 // Run follows the controller until ctx ends, and calls changed, which must not block, when View has changed.
 func (d *Directory) Run(ctx context.Context, changed func()) {
-	pause := retryFirst
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := d.follow(ctx, changed)
+	insist(ctx, func(ctx context.Context) error { return d.follow(ctx, changed) }, func(err error, again bool) {
 		d.mu.Lock()
-		was := d.connected
+		again = again && !d.connected
 		d.connected, d.fault = false, err
 		d.mu.Unlock()
-		if ctx.Err() != nil {
-			return
-		}
-		if was || pause == retryFirst {
+		if !again {
 			d.cfg.Log.Warn("controller is not followed; what it said stays in force", "error", err)
 		}
-		if time.Since(began) > settled {
-			pause = retryFirst
-		}
-		wait := rand.N(pause) + pause/2 //nolint:gosec // to spread agents, not to keep a secret
-		if after := retryAfter(err); after > 0 {
-			wait = after + rand.N(after)
-		}
-		pause = min(2*pause, retryMost)
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-	}
-}
-
-// retryAfter is how long the controller asks to wait; 0: it does not say.
-func retryAfter(err error) time.Duration {
-	var ce *connect.Error
-	if !errors.As(err, &ce) {
-		return 0
-	}
-	after, _ := time.ParseDuration(ce.Meta().Get("retry-after") + "s")
-	return min(max(0, after), time.Minute)
+	})
 }
 
 // follow opens a stream and keeps to it until it ends.

@@ -122,6 +122,7 @@ func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podapi.Erro
 func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.observed()
 	m.displace(ctx, a)
 	p := m.pods[a.Cookie]
 	if p == nil {
@@ -191,6 +192,7 @@ func (m *Manager) Del(ctx context.Context, r *podapi.Request) *podapi.Error {
 
 func (m *Manager) drop(ctx context.Context, p *pod, key store.Key) {
 	name := p.name().String()
+	defer m.observed()
 	if err := m.detach(ctx, p, key); err != nil {
 		m.cfg.Log.Warn("pod removed, not without trouble", "pod", name, "container", key.ContainerID, "error", err)
 	} else {

@@ -38,6 +38,7 @@ type Config struct {
 	Store       *store.Store
 	Keeper      *identity.Keeper
 	Log         *slog.Logger
+	Observed    func() // called, with the Manager locked, when what Pods says may have changed; nil: nobody asks
 }
 
 // Manager owns the node's pods. It is safe for concurrent use; one thing at a time is changed.
@@ -224,6 +225,13 @@ func (m *Manager) reconcile(ctx context.Context) {
 	}
 	if failed {
 		time.AfterFunc(retryAfter, m.Kick)
+	}
+	m.observed()
+}
+
+func (m *Manager) observed() {
+	if m.cfg.Observed != nil {
+		m.cfg.Observed()
 	}
 }
 

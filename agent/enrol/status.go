@@ -11,6 +11,7 @@ import (
 
 // PodStatus is what is known of one pod; the kernel's part is read from the kernel.
 type PodStatus struct {
+	UID       string          `json:"uid"`
 	Namespace string          `json:"namespace"`
 	Name      string          `json:"name"`
 	Identity  string          `json:"identity"`
@@ -53,6 +54,7 @@ func (m *Manager) Pods() ([]PodStatus, error) {
 	for _, p := range m.sorted() {
 		k, isEnrolled := enrolled[p.cookie]
 		s := PodStatus{
+			UID:       p.workload.UID,
 			Namespace: p.workload.Namespace, Name: p.workload.Name,
 			Identity: p.workload.Identity(m.cfg.TrustDomain).String(),
 			Cookie:   strconv.FormatUint(p.cookie, 10), Netns: p.first().Netns, Addrs: p.workload.Addrs,

@@ -220,6 +220,7 @@ func (m *Manager) drained(cookie uint64) {
 		return // it came back, or is gone
 	}
 	p.held = false
+	defer m.observed()
 	if err := m.left(p); err != nil {
 		p.fault = err
 		m.Kick()

@@ -32,6 +32,7 @@ type Writer struct {
 	mu      sync.Mutex
 	queue   workqueue.TypedRateLimitingInterface[string] // nil: it does not run
 	written map[string]map[string]corev1.PodCondition    // by node and UID of the pod; Type empty: none
+	wired   map[string]string                            // by node, the life of the agent for which the taint was seen to be off
 }
 
 // Known is what the cache of pods says of their condition.
@@ -63,7 +64,7 @@ func (w *Writer) after(node string, d time.Duration) {
 func (w *Writer) Run(ctx context.Context) {
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second))
 	w.mu.Lock()
-	w.queue, w.written = queue, map[string]map[string]corev1.PodCondition{}
+	w.queue, w.written, w.wired = queue, map[string]map[string]corev1.PodCondition{}, map[string]string{}
 	w.mu.Unlock()
 	for _, node := range w.r.Names() {
 		queue.Add(node)
@@ -106,9 +107,7 @@ func (w *Writer) write(ctx context.Context, name string) error {
 			first = err
 		}
 	}
-	if n.Connected && n.Agent.GetReady() {
-		note(w.untaint(ctx, name))
-	}
+	note(w.taint(ctx, n))
 	there := make(map[string]bool, len(n.Pods))
 	for _, p := range n.Pods {
 		there[p.Uid] = true
@@ -122,6 +121,26 @@ func (w *Writer) write(ctx context.Context, name string) error {
 		}
 	}
 	return first
+}
+
+// taint takes the taint off a node whose agent is ready: once in the agent's life, and again after it was not ready.
+func (w *Writer) taint(ctx context.Context, n *nodev1.Node) error {
+	w.mu.Lock()
+	life, off := w.wired[n.Name]
+	if !n.Connected || !n.Agent.GetReady() {
+		delete(w.wired, n.Name)
+	}
+	w.mu.Unlock()
+	if !n.Connected || !n.Agent.GetReady() || off && life == n.Agent.GetInstance() {
+		return nil
+	}
+	if err := w.untaint(ctx, n.Name); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wired[n.Name] = n.Agent.GetInstance()
+	return nil
 }
 
 func (w *Writer) untaint(ctx context.Context, name string) error {
@@ -169,7 +188,9 @@ func (w *Writer) wanted(p *nodev1.PodState) corev1.PodCondition {
 	case nodev1.PodState_ENROLMENT_BYPASSED:
 		word = "Bypassed"
 	default:
-		return corev1.PodCondition{}
+		if p.Reason == "" {
+			return corev1.PodCondition{} // nobody asked for it
+		}
 	}
 	if c.Reason == "" {
 		c.Reason = word

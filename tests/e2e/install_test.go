@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/tests/cluster/kubetest"
 )
 
@@ -57,16 +56,17 @@ func TestInstall(t *testing.T) {
 	conduit(t, c, "check", "--pre")
 	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	conduit(t, c, "check")
-	conduit(t, c, "mesh", "ns/"+c.Namespace, "--apply")
-	c.Kubectl("annotate", "namespace", c.Namespace, kube.AnnotationMode+"=STRICT")
 	c.Apply(kubetest.QuietLoadPod("client", 1, nil) + kubetest.QuietLoadPod("server", 2, nil))
 	c.WaitReady("client", "server")
+	// PERMISSIVE, the default: mTLS wherever both ends can.
+	conduit(t, c, "mesh", "ns/"+c.Namespace, "--apply", "--wait")
 	if err := c.Load("client", c.PodIP("server")+":9000", "--requests", "200", "--churn", "50"); err != nil {
 		t.Errorf("enrolled pods: %v", err)
 	}
 	if n := nodes.metric(2, "response_total", `direction="inbound"`, `tls="mtls"`); n < 200 {
 		t.Errorf("the server's proxy has seen %v responses with mTLS, want 200 and more", n)
 	}
+	conduit(t, c, "check")
 
 	said := conduit(t, c, "uninstall", "--apply", "--timeout", "2m")
 	if want := fmt.Sprintf("verified: %d nodes clean, 0 objects left", c.Nodes()); !strings.Contains(said, want) || !strings.Contains(said, "verified 0 programs") {

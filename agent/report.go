@@ -1,0 +1,140 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"conduit.io/conduit/agent/controlplane"
+	"conduit.io/conduit/agent/enrol"
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/agent/proxylink"
+	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/mesh"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// observer sees for the controller what there is on the node.
+type observer struct {
+	instance   string
+	started    time.Time
+	kernel     string
+	objects    enrol.Objects
+	manager    *enrol.Manager
+	supervisor *proxylink.Supervisor
+	directory  *controlplane.Directory
+	passed     bypasses
+}
+
+func newObserver(w *surroundings, m *enrol.Manager, s *proxylink.Supervisor) *observer {
+	o := &observer{instance: rand.Text(), started: time.Now(), objects: w.objects, manager: m, supervisor: s, directory: w.directory}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		o.kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	return o
+}
+
+func (o *observer) look(ctx context.Context) controlplane.Report {
+	return controlplane.Report{Agent: o.agent(ctx), Pods: o.pods()}
+}
+
+func (o *observer) agent(ctx context.Context) *nodev1.AgentState {
+	state, _ := o.supervisor.State()
+	follows := o.directory.Status()
+	a := &nodev1.AgentState{
+		Version: mesh.Version(), Instance: o.instance, StartedAt: timestamppb.New(o.started), Kernel: o.kernel, Ready: true,
+		Proxy:          &nodev1.ProxyState{Up: state == proxylink.Ready, Starts: uint32(o.supervisor.Starts())},
+		DiscoveryEpoch: follows.Epoch, DiscoveryVersion: follows.Version,
+	}
+	if end := o.manager.Summary().Certificates.Expiry; !end.IsZero() {
+		a.CertificatesExpireAt = timestamppb.New(end)
+	}
+	if e := o.manager.Status(ctx); e != nil {
+		a.Ready, a.Reason, a.Message = false, "NotWired", e.Message
+	} else if state != proxylink.Ready {
+		a.Ready, a.Reason, a.Message = false, "ProxyNotReady", "the node's proxy is "+string(state)
+	}
+	return a
+}
+
+// pods are those that have been wired, as the kernel has them, and those that are to be and cannot.
+func (o *observer) pods() []*nodev1.PodState {
+	objects, _ := o.objects.Objects()
+	wired, err := o.manager.Pods()
+	if err != nil {
+		return nil // without the kernel's word nobody is enrolled
+	}
+	seen := map[string]bool{}
+	var out []*nodev1.PodState
+	for i := range wired {
+		p := podState(&wired[i])
+		if seen[p.Uid] {
+			continue // an older sandbox of the same pod
+		}
+		seen[p.Uid] = true
+		if d := objects.Pods[manifest.Name{Namespace: p.Namespace, Name: p.Name}]; d != nil && string(d.UID) == p.Uid {
+			p.ObservedGeneration = d.Generation
+			if p.Enrolment == nodev1.PodState_ENROLMENT_NOT_MESHED && kube.Says(d).Mesh == kube.Disabled && wantedBy(objects, d) {
+				p.Reason, p.Message = "OptedOut", "its label "+kube.LabelMesh+" wins over that of its namespace"
+			}
+		}
+		o.passed.note(p, time.Now())
+		out = append(out, p)
+	}
+	for _, d := range objects.Pods {
+		if p := unwired(objects, d); p != nil && !seen[p.Uid] {
+			out = append(out, p)
+		}
+	}
+	o.passed.keep(seen)
+	return out
+}
+
+// podState is the state of a pod that was wired, or is remembered so that it can be.
+func podState(s *enrol.PodStatus) *nodev1.PodState {
+	p := &nodev1.PodState{Uid: s.UID, Namespace: s.Namespace, Name: s.Name, Message: s.Error,
+		Sockets: &nodev1.Sockets{Created: s.Counters.Created, Steered: s.Counters.Steered, Bypassed: s.Counters.Bypassed}}
+	switch {
+	case s.Enrolled:
+		p.Enrolment = nodev1.PodState_ENROLMENT_ENROLLED
+	case s.Leaving:
+		p.Enrolment = nodev1.PodState_ENROLMENT_LEAVING
+	case s.Wanted:
+		p.Enrolment = nodev1.PodState_ENROLMENT_PENDING
+	default:
+		p.Enrolment = nodev1.PodState_ENROLMENT_NOT_MESHED
+	}
+	return p
+}
+
+// wantedBy reports whether the pod's namespace asks for its pods to be in the mesh.
+func wantedBy(objects *manifest.Objects, d *corev1.Pod) bool {
+	ns := objects.Namespaces[d.Namespace]
+	return ns != nil && kube.Says(ns).Mesh == kube.Enabled
+}
+
+// unwired is the state of a pod that is to be in the mesh, and of which no plugin has told; nil for any other.
+func unwired(objects *manifest.Objects, d *corev1.Pod) *nodev1.PodState {
+	says := kube.Says(d).Mesh
+	if says != kube.Enabled && (says != "" || !wantedBy(objects, d)) || kube.Ended(d) {
+		return nil
+	}
+	p := &nodev1.PodState{Uid: string(d.UID), Namespace: d.Namespace, Name: d.Name, ObservedGeneration: d.Generation}
+	switch {
+	case d.Spec.HostNetwork:
+		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_REFUSED, "HostNetwork"
+		p.Message = "a pod on the node's own network shares its addresses, and cannot be told from the node"
+	case d.Status.Phase == corev1.PodRunning:
+		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_PENDING, "StartedBefore"
+		p.Message = "its network was made before Conduit's plugin was in place: delete the pod, so that it is made anew"
+	default:
+		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_PENDING, "NoNetwork"
+		p.Message = "the container runtime has not made its network yet"
+	}
+	return p
+}

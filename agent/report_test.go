@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"conduit.io/conduit/agent/enrol"
+	"conduit.io/conduit/agent/manifest"
+	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/api/nodev1"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func TestPodState(t *testing.T) {
+	for _, tc := range []struct {
+		status enrol.PodStatus
+		want   nodev1.PodState_Enrolment
+	}{
+		{enrol.PodStatus{Wanted: true, Enrolled: true}, nodev1.PodState_ENROLMENT_ENROLLED},
+		{enrol.PodStatus{Enrolled: true}, nodev1.PodState_ENROLMENT_ENROLLED}, // the kernel's word counts
+		{enrol.PodStatus{Wanted: true}, nodev1.PodState_ENROLMENT_PENDING},
+		{enrol.PodStatus{Leaving: true}, nodev1.PodState_ENROLMENT_LEAVING},
+		{enrol.PodStatus{}, nodev1.PodState_ENROLMENT_NOT_MESHED},
+	} {
+		if got := podState(&tc.status).Enrolment; got != tc.want {
+			t.Errorf("%+v is %v, want %v", tc.status, got, tc.want)
+		}
+	}
+}
+
+func TestUnwired(t *testing.T) {
+	mesh := func(v string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u", Generation: 3, Labels: map[string]string{kube.LabelMesh: v}}
+	}
+	meshed := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{kube.LabelMesh: kube.Enabled}}}
+	running, pending, over := corev1.PodStatus{Phase: corev1.PodRunning}, corev1.PodStatus{Phase: corev1.PodPending}, corev1.PodStatus{Phase: corev1.PodSucceeded}
+	for _, tc := range []struct {
+		name   string
+		ns     *corev1.Namespace
+		pod    corev1.Pod
+		reason string // empty: nothing is said of the pod
+		as     nodev1.PodState_Enrolment
+	}{
+		{"not asked for", nil, corev1.Pod{ObjectMeta: mesh(""), Status: running}, "", 0},
+		{"opted out", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: running}, "", 0},
+		{"over", meshed, corev1.Pod{ObjectMeta: mesh(""), Status: over}, "", 0},
+		{"host network", meshed, corev1.Pod{ObjectMeta: mesh(""), Spec: corev1.PodSpec{HostNetwork: true}, Status: running}, "HostNetwork", nodev1.PodState_ENROLMENT_REFUSED},
+		{"before the plugin", meshed, corev1.Pod{ObjectMeta: mesh(""), Status: running}, "StartedBefore", nodev1.PodState_ENROLMENT_PENDING},
+		{"by its own label", nil, corev1.Pod{ObjectMeta: mesh(kube.Enabled), Status: pending}, "NoNetwork", nodev1.PodState_ENROLMENT_PENDING},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			objects := &manifest.Objects{Namespaces: map[string]*corev1.Namespace{}}
+			if tc.ns != nil {
+				objects.Namespaces["shop"] = tc.ns
+			}
+			switch p := unwired(objects, &tc.pod); {
+			case tc.reason == "" && p != nil:
+				t.Errorf("%v", p)
+			case tc.reason != "" && (p == nil || p.Reason != tc.reason || p.Enrolment != tc.as || p.ObservedGeneration != 3 || p.Message == ""):
+				t.Errorf("%v", p)
+			}
+		})
+	}
+}
+
+func TestBypassesAreNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b bypasses
+		see := func(unseen, local uint64) *nodev1.PodState {
+			p := &nodev1.PodState{Uid: "u", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED,
+				Sockets: &nodev1.Sockets{Bypassed: map[string]uint64{"unseen": unseen, "local": local}}}
+			b.note(p, time.Now())
+			return p
+		}
+		if p := see(7, 1); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED {
+			t.Errorf("what was counted before this agent: %v", p)
+		}
+		if p := see(7, 100); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED {
+			t.Errorf("connections to the pod itself: %v", p)
+		}
+		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_BYPASSED || p.Message[:9] != "2 unseen:" {
+			t.Errorf("two connections past the proxy: %v", p)
+		}
+		time.Sleep(remembered - time.Second)
+		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_BYPASSED || p.Message[:9] != "2 unseen:" {
+			t.Errorf("soon after: %v", p)
+		}
+		time.Sleep(2 * time.Second)
+		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED || p.Message != "" {
+			t.Errorf("long after: %v", p)
+		}
+		b.keep(map[string]bool{})
+		if len(b.pods) != 0 {
+			t.Error("a pod that is gone is remembered")
+		}
+	})
+}
