@@ -69,6 +69,7 @@ func TestUnwired(t *testing.T) {
 func TestBypassesAreNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bypasses
+		later := func(d time.Duration) { <-time.After(d) } // on the bubble's clock
 		see := func(unseen, local uint64) *nodev1.PodState {
 			p := &nodev1.PodState{Uid: "u", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED,
 				Sockets: &nodev1.Sockets{Bypassed: map[string]uint64{"unseen": unseen, "local": local}}}
@@ -84,11 +85,11 @@ func TestBypassesAreNoticed(t *testing.T) {
 		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_BYPASSED || p.Message[:9] != "2 unseen:" {
 			t.Errorf("two connections past the proxy: %v", p)
 		}
-		time.Sleep(remembered - time.Second)
+		later(remembered - time.Second)
 		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_BYPASSED || p.Message[:9] != "2 unseen:" {
 			t.Errorf("soon after: %v", p)
 		}
-		time.Sleep(2 * time.Second)
+		later(2 * time.Second)
 		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED || p.Message != "" {
 			t.Errorf("long after: %v", p)
 		}
