@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -47,11 +48,7 @@ func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.Addr) bool)
 		s.workloads[w.GetUid()] = w
 	}
 	for _, v := range m.GetServices() {
-		if old := s.services[v.GetKey()]; old != nil {
-			old.Service = v
-		} else {
-			s.services[v.GetKey()] = &service{v, map[string]*discoveryv1.Endpoint{}}
-		}
+		s.service(v.GetKey()).Service = v
 	}
 	for _, u := range m.GetEndpoints() {
 		s.update(u)
@@ -69,11 +66,19 @@ func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.Addr) bool)
 	s.forget(wants)
 }
 
-func (s *state) update(u *discoveryv1.EndpointsUpdate) {
-	v := s.services[u.GetService()]
+// service is what is held of a service. Its endpoints may come first: of a version in several responses the descriptions are
+// in the last ones.
+func (s *state) service(key string) *service {
+	v := s.services[key]
 	if v == nil {
-		return // it was removed in the same response, or the controller breaks its word
+		v = &service{endpoints: map[string]*discoveryv1.Endpoint{}}
+		s.services[key] = v
 	}
+	return v
+}
+
+func (s *state) update(u *discoveryv1.EndpointsUpdate) {
+	v := s.service(u.GetService())
 	if u.GetReplace() {
 		clear(v.endpoints)
 	}
@@ -125,9 +130,10 @@ func (s *state) view() *discovery.View {
 		})
 	}
 	for key, one := range s.services {
-		v.Services = append(v.Services, s.service(key, one))
+		v.Services = append(v.Services, s.describe(key, one)...)
 	}
-	for a, answer := range s.answers {
+	for _, a := range slices.SortedFunc(maps.Keys(s.answers), netip.Addr.Compare) { // equal states, equal views
+		answer := s.answers[a]
 		switch answer.GetKind() {
 		case discoveryv1.Answer_KIND_WORKLOAD:
 			v.Services = append(v.Services, declared(a, answer)...)
@@ -185,67 +191,6 @@ func declared(a netip.Addr, answer *discoveryv1.Answer) []mesh.Service {
 			Port: port, Protocol: protocol(d.GetProtocol()),
 			Endpoints: []mesh.Endpoint{{Addr: netip.AddrPortFrom(a, port), Workload: answer.GetWorkload()}},
 		}}})
-	}
-	return out
-}
-
-func (s *state) service(key string, v *service) mesh.Service {
-	namespace, name, _ := strings.Cut(key, "/")
-	out := mesh.Service{Namespace: namespace, Name: name, Addrs: append(addrs(v.GetClusterIps()), addrs(v.GetExternalIps())...), Ports: []mesh.Port{}}
-	eligible := s.eligible(v)
-	for _, p := range v.GetPorts() {
-		port := mesh.Port{Port: uint16(p.GetPort()), Name: p.GetName(), Protocol: protocol(p.GetProtocol()), Endpoints: []mesh.Endpoint{}}
-		for _, e := range eligible {
-			a, ok := netip.AddrFromSlice(e.GetIp())
-			i := slices.IndexFunc(e.GetPorts(), func(ep *discoveryv1.EndpointPort) bool { return ep.GetName() == p.GetName() })
-			if ok && i >= 0 {
-				port.Endpoints = append(port.Endpoints, mesh.Endpoint{
-					Addr: netip.AddrPortFrom(a.Unmap(), uint16(e.GetPorts()[i].GetPort())), Workload: e.GetWorkload(),
-				})
-			}
-		}
-		out.Ports = append(out.Ports, port)
-	}
-	return out
-}
-
-// eligible are the endpoints that a client on this node may use, as kube-proxy would choose them: those that are ready, or
-// where there are none those that still serve; of these the node's own where the Service says so; of these those whose
-// hints fit, if all have hints.
-func (s *state) eligible(v *service) []*discoveryv1.Endpoint {
-	var all []*discoveryv1.Endpoint
-	for _, e := range v.endpoints {
-		if v.GetInternalPolicy() != discoveryv1.Service_TRAFFIC_POLICY_LOCAL || e.GetNode() == s.node {
-			all = append(all, e)
-		}
-	}
-	slices.SortFunc(all, func(a, b *discoveryv1.Endpoint) int { return strings.Compare(a.GetId(), b.GetId()) })
-	usable := filter(all, (*discoveryv1.Endpoint).GetReady)
-	if len(usable) == 0 {
-		return filter(all, (*discoveryv1.Endpoint).GetServing)
-	}
-	hinted := func(hints func(*discoveryv1.Endpoint) []string, mine string) []*discoveryv1.Endpoint {
-		if mine == "" || slices.ContainsFunc(usable, func(e *discoveryv1.Endpoint) bool { return len(hints(e)) == 0 }) {
-			return nil
-		}
-		return filter(usable, func(e *discoveryv1.Endpoint) bool { return slices.Contains(hints(e), mine) })
-	}
-	for _, near := range [][]*discoveryv1.Endpoint{
-		hinted((*discoveryv1.Endpoint).GetHintNodes, s.node), hinted((*discoveryv1.Endpoint).GetHintZones, s.zone),
-	} {
-		if len(near) > 0 {
-			return near
-		}
-	}
-	return usable
-}
-
-func filter(all []*discoveryv1.Endpoint, keep func(*discoveryv1.Endpoint) bool) []*discoveryv1.Endpoint {
-	var out []*discoveryv1.Endpoint
-	for _, e := range all {
-		if keep(e) {
-			out = append(out, e)
-		}
 	}
 	return out
 }

@@ -53,41 +53,12 @@ func used(t *testing.T, v *discovery.View) string {
 	return strings.Join(out, " ")
 }
 
-func TestEndpointsThatAreUsed(t *testing.T) {
-	hint := func(e *pb.Endpoint, zones ...string) *pb.Endpoint { e.HintZones = zones; return e }
-	here := func(e *pb.Endpoint) *pb.Endpoint { e.Node = "n1"; return e }
-	for _, tc := range []struct {
-		name   string
-		policy pb.Service_TrafficPolicy
-		eps    []*pb.Endpoint
-		want   string
-	}{
-		{"ready ones", 0, []*pb.Endpoint{endpoint("b", "10.0.0.2", true), endpoint("a", "10.0.0.1", true), endpoint("c", "10.0.0.3", false)}, "10.0.0.1:8080 10.0.0.2:8080"},
-		{"none ready", 0, []*pb.Endpoint{endpoint("a", "10.0.0.1", false), endpoint("c", "10.0.0.3", false)}, "10.0.0.1:8080 10.0.0.3:8080"},
-		{"of this node", pb.Service_TRAFFIC_POLICY_LOCAL, []*pb.Endpoint{endpoint("a", "10.0.0.1", true), here(endpoint("b", "10.0.0.2", true))}, "10.0.0.2:8080"},
-		{"none on this node", pb.Service_TRAFFIC_POLICY_LOCAL, []*pb.Endpoint{endpoint("a", "10.0.0.1", true)}, ""},
-		{"hints", 0, []*pb.Endpoint{hint(endpoint("a", "10.0.0.1", true), "z1"), hint(endpoint("b", "10.0.0.2", true), "z2")}, "10.0.0.1:8080"},
-		{"hints for others", 0, []*pb.Endpoint{hint(endpoint("a", "10.0.0.1", true), "z3"), hint(endpoint("b", "10.0.0.2", true), "z2")}, "10.0.0.1:8080 10.0.0.2:8080"},
-		{"one without hints", 0, []*pb.Endpoint{hint(endpoint("a", "10.0.0.1", true), "z1"), endpoint("b", "10.0.0.2", true)}, "10.0.0.1:8080 10.0.0.2:8080"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			s := newState("n1")
-			m := web(tc.eps...)
-			m.Services[0].InternalPolicy, m.Locality = tc.policy, &pb.Locality{Node: "n1", Zone: "z1"}
-			s.apply(m, all)
-			if got := used(t, s.view()); got != tc.want {
-				t.Errorf("%q instead of %q", got, tc.want)
-			}
-		})
-	}
-}
-
 func TestChanges(t *testing.T) {
 	s := newState("n1")
 	s.apply(web(endpoint("a", "10.0.0.1", true), endpoint("b", "10.0.0.2", true)), all)
 	s.apply(&pb.WatchResponse{Position: &pb.Position{Epoch: "e", Version: 2}, Endpoints: []*pb.EndpointsUpdate{
 		{Service: "shop/web", Endpoints: []*pb.Endpoint{endpoint("c", "10.0.0.3", true)}, Removed: []string{"a"}},
-		{Service: "none/such", Endpoints: []*pb.Endpoint{endpoint("x", "10.0.0.9", true)}},
+		{Service: "none/such", Endpoints: []*pb.Endpoint{endpoint("x", "10.0.0.9", true)}}, // which nothing describes
 	}}, all)
 	if got := used(t, s.view()); got != "10.0.0.2:8080 10.0.0.3:8080" {
 		t.Errorf("after a change: %q", got)

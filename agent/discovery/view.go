@@ -39,7 +39,7 @@ func Extend(s *node.Snapshot, v *View) {
 		}
 	}
 	slices.SortFunc(s.Workloads, func(a, b mesh.Workload) int { return strings.Compare(a.UID, b.UID) })
-	slices.SortFunc(s.Services, func(a, b mesh.Service) int {
+	slices.SortStableFunc(s.Services, func(a, b mesh.Service) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
 	slices.SortFunc(s.Nobody, netip.Addr.Compare)

@@ -193,3 +193,16 @@ func TestControllerComesAndGoes(t *testing.T) {
 		})
 	}
 }
+
+// A Service with so many endpoints that they are told in several messages has all of them.
+func TestManyEndpoints(t *testing.T) {
+	const many = 10000 // some 500 KB
+	r := start(t)
+	var ips []string
+	for i := range many {
+		ips = append(ips, netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)}).String())
+	}
+	r.put(service(), slice(ips...))
+	r.dir.Lookup(&node.Lookup{Add: []netip.Addr{clusterIP}})
+	r.eventually("all endpoints", func(v *agentview.View) bool { return endpoints(v) == many })
+}
