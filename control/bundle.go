@@ -3,15 +3,15 @@ package control
 import (
 	"bytes"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"conduit.io/conduit/identity"
 )
 
 // CAFile is the name of the trust bundle in the authority's directory: one or more root certificates, PEM.
@@ -70,38 +70,18 @@ func read(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// parseRoots takes the certificates of a PEM file and nothing else: a key that was put there by mistake is refused,
-// and never published.
 func parseRoots(raw []byte) (*roots, error) {
-	r := &roots{}
-	var out bytes.Buffer
-	for rest := raw; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("it has a PEM block of type %q; want certificates alone", block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", r.count+1, err)
-		}
-		if !cert.IsCA {
-			return nil, fmt.Errorf("certificate %d (%s) is not an authority's", r.count+1, cert.Subject)
-		}
-		if r.count == 0 || cert.NotAfter.Before(r.expiry) {
+	certs, err := identity.ParseRoots(raw)
+	if err != nil {
+		return nil, err
+	}
+	r := &roots{count: len(certs), expiry: certs[0].NotAfter}
+	for _, cert := range certs {
+		if cert.NotAfter.Before(r.expiry) {
 			r.expiry = cert.NotAfter
 		}
-		r.count++
-		if err := pem.Encode(&out, &pem.Block{Type: block.Type, Bytes: block.Bytes}); err != nil {
-			return nil, err
-		}
+		r.pem = append(r.pem, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	if r.count == 0 {
-		return nil, errors.New("it has no certificate")
-	}
-	r.pem = out.Bytes()
 	sum := sha256.Sum256(r.pem)
 	r.etag = `"` + hex.EncodeToString(sum[:16]) + `"`
 	return r, nil

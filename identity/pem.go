@@ -98,6 +98,33 @@ func decodeCerts(data []byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
+// ParseRoots takes the certificates of authorities, in PEM, in their order, and nothing else: a key that was put there by mistake is
+// refused, so that it is never published. None is an error.
+func ParseRoots(data []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("it has a PEM block of type %q; want certificates alone", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(out)+1, err)
+		}
+		if !cert.IsCA {
+			return nil, fmt.Errorf("certificate %d (%s) is not an authority's", len(out)+1, cert.Subject)
+		}
+		out = append(out, cert)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("it has no certificate")
+	}
+	return out, nil
+}
+
 // writeAtomic replaces the file at path with data, so that a reader sees the old content or the new one.
 func writeAtomic(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")

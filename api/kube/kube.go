@@ -3,6 +3,8 @@
 package kube
 
 import (
+	"encoding/json"
+	"slices"
 	"strings"
 
 	"conduit.io/conduit/api/v1alpha1"
@@ -91,6 +93,20 @@ func Owner(pod metav1.Object) string {
 		return strings.ToLower(ref.Kind) + "/" + ref.Name
 	}
 	return ""
+}
+
+// Untaint is the merge patch that takes TaintNotReady off n; nil: it has none. The list of taints is replaced as a whole: the version
+// sees to it that nobody else's is lost, so that the API server answers a conflict when n has changed.
+func Untaint(n *corev1.Node) []byte {
+	rest := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == TaintNotReady })
+	if len(rest) == len(n.Spec.Taints) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": rest}})
+	if err != nil {
+		panic("taints that were decoded cannot be encoded: " + err.Error())
+	}
+	return patch
 }
 
 // Ended reports whether p has run to its end: its addresses are no longer its own.

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -156,13 +155,9 @@ func (c *Cluster) untaint(ctx context.Context, name string, say func(string)) er
 		if err != nil {
 			return explain("read node "+name, err)
 		}
-		rest := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == kube.TaintNotReady })
-		if len(rest) == len(n.Spec.Taints) {
+		patch := kube.Untaint(n)
+		if patch == nil {
 			return nil
-		}
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": rest}})
-		if err != nil {
-			return err
 		}
 		_, err = c.Client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: FieldManager})
 		switch {

@@ -6,12 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	certs "conduit.io/conduit/identity"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -56,31 +57,18 @@ func fingerprint(der []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// parseRoots takes the certificates of authorities and nothing else: a key that was put there by mistake is refused, and
-// never published.
+// parseRoots takes as many roots as may be published, by fingerprint.
 func parseRoots(data string) (map[string]*x509.Certificate, error) {
-	out := map[string]*x509.Certificate{}
-	for rest := []byte(data); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("it has a PEM block of type %q; want certificates alone", block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", len(out)+1, err)
-		}
-		if !cert.IsCA {
-			return nil, fmt.Errorf("certificate %d (%s) is not an authority's", len(out)+1, cert.Subject)
-		}
-		if out[fingerprint(cert.Raw)] = cert; len(out) > maxRoots {
-			return nil, fmt.Errorf("it has more than %d certificates", maxRoots)
-		}
+	parsed, err := certs.ParseRoots([]byte(data))
+	if err != nil {
+		return nil, err
 	}
-	if len(out) == 0 {
-		return nil, errors.New("it has no certificate")
+	out := map[string]*x509.Certificate{}
+	for _, cert := range parsed {
+		out[fingerprint(cert.Raw)] = cert
+	}
+	if len(out) > maxRoots {
+		return nil, fmt.Errorf("it has more than %d certificates", maxRoots)
 	}
 	return out, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -152,14 +151,9 @@ func (w *Writer) untaint(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("read the node: %w", err)
 	}
-	rest := slices.DeleteFunc(slices.Clone(n.Spec.Taints), func(t corev1.Taint) bool { return t.Key == kube.TaintNotReady })
-	if len(rest) == len(n.Spec.Taints) {
+	patch := kube.Untaint(n)
+	if patch == nil {
 		return nil
-	}
-	// The list is replaced as a whole: the version sees to it that nobody else's taint is lost.
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": n.ResourceVersion}, "spec": map[string]any{"taints": rest}})
-	if err != nil {
-		return err
 	}
 	if _, err = w.api.Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("take the taint off: %w", err)

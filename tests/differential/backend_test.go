@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // caseField tells the backend which exchange a request belongs to.
@@ -33,49 +35,9 @@ type run struct {
 
 func newBackend(t testing.TB) *backend {
 	b := &backend{cases: map[string]*run{}}
-	b.h1 = b.listen(t, b.serve1)
-	b.h2 = b.listen(t, b.serve2)
+	b.h1 = tcptest.Serve(t, b.serve1)
+	b.h2 = tcptest.Serve(t, b.serve2)
 	return b
-}
-
-// listen serves every connection with f, and closes them with the test.
-func (b *backend) listen(t testing.TB, f func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var mu sync.Mutex
-	open := map[net.Conn]bool{}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			open[c] = true
-			mu.Unlock()
-			wg.Go(func() {
-				f(c)
-				c.Close()
-				mu.Lock()
-				delete(open, c)
-				mu.Unlock()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		mu.Lock()
-		for c := range open {
-			c.Close()
-		}
-		mu.Unlock()
-		wg.Wait()
-	})
-	return l.Addr().String()
 }
 
 // expect announces an exchange.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // attentive is a server that answers only when the client has finished sending on the connection.
@@ -38,7 +40,7 @@ func attentive(c net.Conn) {
 // and the server hears of it, as it would directly.
 func TestHalfClose(t *testing.T) {
 	b := newBackend(t)
-	addr := b.listen(t, attentive)
+	addr := tcptest.Serve(t, attentive)
 	ways := []path{{in: "http1", out: "http1", addr: addr}}
 	for _, p := range paths(t, addr, b.h2) {
 		if p.in == "http1" && p.out == "http1" {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // smuggled is a request that must not reach any server: it comes behind one that nobody can be sure where to end.
@@ -148,9 +150,9 @@ type sunk struct {
 	ended bool
 }
 
-func newSink(t testing.TB, b *backend) *sink {
+func newSink(t testing.TB) *sink {
 	s := &sink{}
-	s.addr = b.listen(t, func(c net.Conn) {
+	s.addr = tcptest.Serve(t, func(c net.Conn) {
 		k := &sunk{}
 		s.mu.Lock()
 		s.conns = append(s.conns, k)
@@ -241,7 +243,7 @@ func fronts(t *testing.T, h1, h2 string) map[string]string {
 // TestAmbiguousHeads: one request in never becomes two.
 func TestAmbiguousHeads(t *testing.T) {
 	b := newBackend(t)
-	s := newSink(t, b)
+	s := newSink(t)
 	for name, addr := range fronts(t, s.addr, b.h2) {
 		for _, tt := range ambiguous {
 			for i, parts := range [][]string{{tt.request + smuggled}, {tt.request, smuggled}} {
@@ -272,7 +274,7 @@ func checkRefusal(t *testing.T, name string, got []*message, status int) {
 // TestBadChunks has chunked bodies that go wrong in the middle of a request.
 func TestBadChunks(t *testing.T) {
 	b := newBackend(t)
-	s := newSink(t, b)
+	s := newSink(t)
 	for name, addr := range fronts(t, s.addr, b.h2) {
 		for _, tt := range badChunks {
 			status := 400

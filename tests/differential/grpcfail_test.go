@@ -18,11 +18,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"conduit.io/conduit/tests/grpctest"
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // broken is an HTTP/2 server that does f with every stream.
-func broken(t *testing.T, b *backend, f func(*h2stream)) string {
-	return b.listen(t, func(c net.Conn) {
+func broken(t *testing.T, f func(*h2stream)) string {
+	return tcptest.Serve(t, func(c net.Conn) {
 		h := newH2(c, false, f)
 		if h.start() == nil {
 			h.ended()
@@ -45,16 +46,15 @@ var grpcHead = []field{{":status", "200"}, {"content-type", "application/grpc"}}
 
 // TestGRPCFailures: what the mesh has to say, a gRPC client hears as a status with a reason, never as a page of HTML.
 func TestGRPCFailures(t *testing.T) {
-	b := newBackend(t)
 	for _, tt := range []struct {
 		name, addr, reason string
 		code               codes.Code
 	}{
 		{"refused", nobody(t), "connect-failed", codes.Unavailable},
-		{"closed before the answer", broken(t, b, func(s *h2stream) { s.c.c.Close() }), "upstream-reset", codes.Unavailable},
-		{"closed in the answer", broken(t, b, func(s *h2stream) { s.headers(grpcHead, false); s.until(s.asked); s.c.c.Close() }), "upstream-reset", codes.Unavailable},
-		{"broken protocol", broken(t, b, func(s *h2stream) { s.data([]byte("data before the head"), false) }), "upstream-protocol", codes.Internal},
-		{"another protocol", b.listen(t, func(c net.Conn) { io.WriteString(c, "220 mail.example ESMTP\r\n"); linger(c) }), "upstream-protocol", codes.Internal},
+		{"closed before the answer", broken(t, func(s *h2stream) { s.c.c.Close() }), "upstream-reset", codes.Unavailable},
+		{"closed in the answer", broken(t, func(s *h2stream) { s.headers(grpcHead, false); s.until(s.asked); s.c.c.Close() }), "upstream-reset", codes.Unavailable},
+		{"broken protocol", broken(t, func(s *h2stream) { s.data([]byte("data before the head"), false) }), "upstream-protocol", codes.Internal},
+		{"another protocol", tcptest.Serve(t, func(c net.Conn) { io.WriteString(c, "220 mail.example ESMTP\r\n"); linger(c) }), "upstream-protocol", codes.Internal},
 	} {
 		for _, p := range grpcWays(t, tt.addr)[1:] {
 			var md, trailer metadata.MD
@@ -72,8 +72,7 @@ func (s *h2stream) asked() bool { return s.ended }
 
 // TestGRPCTrailersOnly looks at the answer on the wire: one block of fields, and nothing more.
 func TestGRPCTrailersOnly(t *testing.T) {
-	b := newBackend(t)
-	silent := broken(t, b, func(*h2stream) {})
+	silent := broken(t, func(*h2stream) {})
 	for _, tt := range []struct{ name, addr, timeout, code, reason string }{
 		{"refused", nobody(t), "1M", "14", "connect-failed"},
 		{"past its deadline", silent, "50m", "4", "timeout"},
@@ -102,13 +101,12 @@ func TestGRPCTrailersOnly(t *testing.T) {
 
 // TestGRPCResets: how a server resets a call is its own affair, and reaches the client as it is.
 func TestGRPCResets(t *testing.T) {
-	b := newBackend(t)
 	for code, want := range map[http2.ErrCode]codes.Code{
 		http2.ErrCodeRefusedStream: codes.Unavailable, http2.ErrCodeCancel: codes.Canceled, http2.ErrCodeInternal: codes.Internal,
 		http2.ErrCodeEnhanceYourCalm: codes.ResourceExhausted, http2.ErrCodeInadequateSecurity: codes.PermissionDenied,
 	} {
 		for _, head := range []bool{false, true} {
-			addr := broken(t, b, func(s *h2stream) {
+			addr := broken(t, func(s *h2stream) {
 				if head {
 					s.headers(grpcHead, false)
 				}

@@ -18,6 +18,7 @@ import (
 	rpc "google.golang.org/grpc/interop/grpc_testing"
 
 	"conduit.io/conduit/tests/grpctest"
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // The procedures of a server that speaks gRPC, gRPC-Web and Connect, over HTTP/1.1 and HTTP/2.
@@ -205,11 +206,10 @@ func webStreams(t *testing.T, p path, c *http.Client, dialect connect.ClientOpti
 
 // TestGRPCWebFailures: what the mesh has to say, a client of gRPC-Web or Connect hears as a code with a reason.
 func TestGRPCWebFailures(t *testing.T) {
-	b := newBackend(t)
 	empty := "\x00\x00\x00\x00\x02\x0a\x00" // a response with an empty payload
 	webHead := "HTTP/1.1 200 OK\r\nContent-Type: application/grpc-web+proto\r\nTransfer-Encoding: chunked\r\n\r\n"
 	half := func(answer string) string {
-		return b.listen(t, func(c net.Conn) {
+		return tcptest.Serve(t, func(c net.Conn) {
 			r := bufio.NewReader(c)
 			_, fs, err := readHead(r)
 			if err == nil && readBody(r, &message{fields: fs}, false) == nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // ways are direct and all the paths to b.
@@ -88,7 +90,7 @@ func refusing(hard bool) func(net.Conn) {
 func TestEarlyResponse(t *testing.T) {
 	b := newBackend(t)
 	for _, hard := range []bool{false, true} {
-		for _, p := range paths(t, b.listen(t, refusing(hard)), b.h2) {
+		for _, p := range paths(t, tcptest.Serve(t, refusing(hard)), b.h2) {
 			if p.out != "http1" {
 				continue
 			}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // poison is a response that nobody may get: it comes behind, or within, one that nobody can be sure where to end.
@@ -69,9 +71,9 @@ type poisoner struct {
 	open int // connections that were given poison and have not ended
 }
 
-func newPoisoner(t *testing.T, b *backend) *poisoner {
+func newPoisoner(t *testing.T) *poisoner {
 	p := &poisoner{}
-	p.addr = b.listen(t, func(c net.Conn) {
+	p.addr = tcptest.Serve(t, func(c net.Conn) {
 		r := bufio.NewReader(c)
 		for {
 			if _, _, err := readHead(r); err != nil {
@@ -163,7 +165,7 @@ func twice(p path, method string, between func()) (first, second *message, err e
 // TestBadResponses: one response in never becomes two, and nobody gets another's.
 func TestBadResponses(t *testing.T) {
 	b := newBackend(t)
-	up := newPoisoner(t, b)
+	up := newPoisoner(t)
 	for _, p := range paths(t, up.addr, b.h2) {
 		if p.out != "http1" {
 			continue
@@ -204,7 +206,7 @@ type chatty struct {
 func TestUnaskedResponse(t *testing.T) {
 	b := newBackend(t)
 	used := make(chan *chatty, 16)
-	addr := b.listen(t, func(c net.Conn) {
+	addr := tcptest.Serve(t, func(c net.Conn) {
 		k := &chatty{Conn: c}
 		for r := bufio.NewReader(c); ; {
 			line, _, err := readHead(r)

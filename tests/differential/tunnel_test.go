@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // switching is a server that accepts every upgrade and then does what the path says; where there is none, it says what
@@ -59,7 +61,7 @@ var got = make(chan string, 1)
 // tunnels are the ways on which HTTP/1.1 can be switched to something else.
 func tunnels(t *testing.T) []path {
 	b := newBackend(t)
-	addr := b.listen(t, switching)
+	addr := tcptest.Serve(t, switching)
 	ways := []path{{in: "http1", out: "http1", addr: addr}}
 	for _, p := range paths(t, addr, b.h2) {
 		if p.in == "http1" && p.out == "http1" {

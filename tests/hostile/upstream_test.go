@@ -14,46 +14,10 @@ import (
 	"time"
 
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/tests/tcptest"
 
 	"golang.org/x/net/http2"
 )
-
-// server is behind the proxy and does as it likes with every connection.
-func server(t *testing.T, each func(c net.Conn)) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	open := map[net.Conn]bool{}
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			open[c] = true
-			mu.Unlock()
-			wg.Go(func() {
-				defer c.Close()
-				each(c)
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		mu.Lock()
-		for c := range open {
-			c.Close()
-		}
-		mu.Unlock()
-		wg.Wait()
-	})
-	return ln.Addr().String()
-}
 
 // speaking is a server of HTTP/2 that sends SETTINGS, waits for the first request, and then writes what next gives until it
 // is sent away. It reads all the while, unless deaf.
@@ -170,7 +134,7 @@ func TestServers(t *testing.T) {
 	app := serve(t)
 	for _, s := range behind {
 		t.Run(s.name, func(t *testing.T) {
-			p := start(t, to(app, "detect"), to(server(t, s.each), "http2"))
+			p := start(t, to(app, "detect"), to(tcptest.Serve(t, s.each), "http2"))
 			b := watch(t, p.addrs[0])
 			defer b.stop()
 			visit(t, p.addrs[1], s.status, s.reason)
@@ -250,7 +214,7 @@ func TestPlainServers(t *testing.T) {
 	app := serve(t)
 	for _, s := range plainly {
 		t.Run(s.name, func(t *testing.T) {
-			bad := server(t, func(c net.Conn) {
+			bad := tcptest.Serve(t, func(c net.Conn) {
 				if _, err := c.Read(make([]byte, 4096)); err != nil {
 					return
 				}
