@@ -27,6 +27,8 @@ type Service struct {
 	Name      string       `json:"name"`
 	Addrs     []netip.Addr `json:"addrs"` // ClusterIPs; empty for a headless Service
 	Ports     []Port       `json:"ports"`
+	// Affinity is for how many seconds connections of one client address stay with one endpoint; 0: they do not.
+	Affinity uint32 `json:"affinity,omitempty"`
 }
 
 // Port is one port of a Service with the endpoints that serve it.

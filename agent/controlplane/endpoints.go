@@ -36,7 +36,7 @@ func (s *state) describe(key string, v *service) []mesh.Service {
 // by itself, as kube-proxy does: endpoints that do not serve a port say nothing of those that do.
 func (v *service) reached(key string, at []netip.Addr, choose func([]*discoveryv1.Endpoint) []*discoveryv1.Endpoint) mesh.Service {
 	namespace, name, _ := strings.Cut(key, "/")
-	out := mesh.Service{Namespace: namespace, Name: name, Addrs: at, Ports: []mesh.Port{}}
+	out := mesh.Service{Namespace: namespace, Name: name, Addrs: at, Ports: []mesh.Port{}, Affinity: v.GetAffinitySeconds()}
 	all := v.sorted()
 	for _, p := range v.GetPorts() {
 		port := mesh.Port{Port: uint16(p.GetPort()), Name: p.GetName(), Protocol: protocol(p.GetProtocol()), Endpoints: []mesh.Endpoint{}}

@@ -44,10 +44,10 @@ func Build(o *manifest.Objects, opt Options) *node.Snapshot {
 	}
 	for name, svc := range o.Services {
 		if svc.Spec.Type != corev1.ServiceTypeExternalName {
-			s.Services = append(s.Services, service(name, svc, byNamespace[name.Namespace]))
+			s.Services = append(s.Services, services(name, svc, byNamespace[name.Namespace], opt.Node)...)
 		}
 	}
-	slices.SortFunc(s.Services, func(a, b mesh.Service) int {
+	slices.SortStableFunc(s.Services, func(a, b mesh.Service) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
 	return s

@@ -12,14 +12,26 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-func service(name manifest.Name, svc *corev1.Service, pods []podView) mesh.Service {
-	out := mesh.Service{Namespace: name.Namespace, Name: name.Name, Addrs: []netip.Addr{}, Ports: []mesh.Port{}}
-	for _, ip := range append([]string{svc.Spec.ClusterIP}, svc.Spec.ClusterIPs...) {
-		if a, err := netip.ParseAddr(ip); err == nil && !slices.Contains(out.Addrs, a) {
-			out.Addrs = append(out.Addrs, a)
-		}
+// services is svc as a node's proxy is to know it: as one Service, or as two where its cluster IPs lead to pods of the node
+// alone (see agent/controlplane, where EndpointSlices say more).
+func services(name manifest.Name, svc *corev1.Service, pods []podView, node string) []mesh.Service {
+	own, outside := kube.ClusterIPs(&svc.Spec), kube.OutsideIPs(svc)
+	all := append(slices.Clone(own), slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) })...)
+	if !kube.Local(&svc.Spec) {
+		return []mesh.Service{service(name, svc, all, pods)}
 	}
-	v4, v6 := families(svc, out.Addrs)
+	here := slices.DeleteFunc(slices.Clone(pods), func(v podView) bool { return !Local(v.pod, node) })
+	out := []mesh.Service{service(name, svc, own, here)}
+	if len(all) > len(own) {
+		out = append(out, service(name, svc, all[len(own):], pods))
+	}
+	return out
+}
+
+// service is svc at some of its addresses.
+func service(name manifest.Name, svc *corev1.Service, at []netip.Addr, pods []podView) mesh.Service {
+	out := mesh.Service{Namespace: name.Namespace, Name: name.Name, Addrs: at, Ports: []mesh.Port{}, Affinity: kube.AffinitySeconds(&svc.Spec)}
+	v4, v6 := families(svc, kube.ClusterIPs(&svc.Spec))
 	for _, p := range svc.Spec.Ports {
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			continue

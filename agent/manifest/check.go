@@ -205,5 +205,15 @@ func (d *decoder) service(s *corev1.Service, spec string) {
 			d.address(join(spec, "clusterIPs")+"["+strconv.Itoa(i)+"]", ip)
 		}
 	}
+	for i, ip := range s.Spec.ExternalIPs {
+		d.address(join(spec, "externalIPs")+"["+strconv.Itoa(i)+"]", ip)
+	}
+	d.word(join(spec, "sessionAffinity"), string(s.Spec.SessionAffinity), "None", "ClientIP")
+	if t := kube.AffinitySeconds(&s.Spec); s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP && (t < 1 || t > 86400) {
+		d.at(join(join(join(spec, "sessionAffinityConfig"), "clientIP"), "timeoutSeconds"), "want 1 to 86400, got %d", int32(t))
+	}
+	if p := s.Spec.InternalTrafficPolicy; p != nil {
+		d.word(join(spec, "internalTrafficPolicy"), string(*p), "Cluster", "Local")
+	}
 	d.labels(join(spec, "selector"), s.Spec.Selector)
 }

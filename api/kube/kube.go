@@ -4,6 +4,7 @@ package kube
 
 import (
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -112,6 +113,48 @@ func Untaint(n *corev1.Node) []byte {
 // Ended reports whether p has run to its end: its addresses are no longer its own.
 func Ended(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// AffinitySeconds is for how long the Service keeps a client with its endpoint; 0: it does not.
+func AffinitySeconds(s *corev1.ServiceSpec) uint32 {
+	if s.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	if c := s.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		return uint32(*c.ClientIP.TimeoutSeconds)
+	}
+	return uint32(corev1.DefaultClientIPServiceAffinitySeconds)
+}
+
+// Local reports whether the Service's cluster IPs lead to endpoints on the client's own node alone.
+func Local(s *corev1.ServiceSpec) bool {
+	return s.InternalTrafficPolicy != nil && *s.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+}
+
+// ClusterIPs are the Service's own addresses, in their only spelling; none if it is headless.
+func ClusterIPs(s *corev1.ServiceSpec) []netip.Addr {
+	return addresses(append([]string{s.ClusterIP}, s.ClusterIPs...))
+}
+
+// OutsideIPs are the Service's external IPs, and those of its load balancer whose packets it takes itself.
+func OutsideIPs(s *corev1.Service) []netip.Addr {
+	all := slices.Clone(s.Spec.ExternalIPs)
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
+			all = append(all, in.IP)
+		}
+	}
+	return addresses(all)
+}
+
+func addresses(all []string) []netip.Addr {
+	out := []netip.Addr{}
+	for _, s := range all {
+		if a, err := netip.ParseAddr(s); err == nil && !slices.Contains(out, a.Unmap()) {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
 }
 
 // protocols maps what a Service port may declare: appProtocol values (Kubernetes standard names without their prefix,

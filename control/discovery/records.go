@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 	"unique"
 
 	discoveryv1 "conduit.io/conduit/api/discoveryv1"
@@ -202,34 +201,18 @@ func stripService(o *corev1.Service) *service {
 	if o.Spec.ClusterIP == corev1.ClusterIPNone {
 		m.Type = discoveryv1.Service_TYPE_HEADLESS
 	}
-	for _, ip := range append(slices.Clone(o.Spec.ClusterIPs), o.Spec.ClusterIP) {
-		s.vips = appendAddr(s.vips, ip)
-	}
-	m.ClusterIps = addrBytes(s.vips)
-	own := len(s.vips)
-	for _, ip := range o.Spec.ExternalIPs {
-		s.vips = appendAddr(s.vips, ip)
-	}
-	for _, in := range o.Status.LoadBalancer.Ingress {
-		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
-			s.vips = appendAddr(s.vips, in.IP)
-		}
-	}
-	m.ExternalIps = addrBytes(s.vips[own:])
+	own, outside := kube.ClusterIPs(&o.Spec), kube.OutsideIPs(o)
+	s.vips = append(own, slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) })...)
+	m.ClusterIps, m.ExternalIps = addrBytes(own), addrBytes(s.vips[len(own):])
 	for _, p := range o.Spec.Ports {
 		if p.Protocol == corev1.ProtocolTCP || p.Protocol == "" {
 			m.Ports = append(m.Ports, &discoveryv1.ServicePort{Port: uint32(p.Port), Name: p.Name, NodePort: uint32(p.NodePort),
 				Protocol: protocols[kube.Protocol(p.AppProtocol, p.Name)]})
 		}
 	}
-	if o.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
-		m.AffinitySeconds = uint32((3 * time.Hour).Seconds()) // Kubernetes' own default
-		if c := o.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-			m.AffinitySeconds = uint32(*c.ClientIP.TimeoutSeconds)
-		}
-	}
+	m.AffinitySeconds = kube.AffinitySeconds(&o.Spec)
 	m.InternalPolicy, m.ExternalPolicy = discoveryv1.Service_TRAFFIC_POLICY_CLUSTER, discoveryv1.Service_TRAFFIC_POLICY_CLUSTER
-	if p := o.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
+	if kube.Local(&o.Spec) {
 		m.InternalPolicy = discoveryv1.Service_TRAFFIC_POLICY_LOCAL
 	}
 	if o.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
@@ -268,11 +251,8 @@ func stripSlice(o *discoveryk8s.EndpointSlice) *slice {
 	for i := range o.Endpoints {
 		e := &o.Endpoints[i]
 		t := target{ready: e.Conditions.Ready == nil || *e.Conditions.Ready, terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
-			node: shared(deref(e.NodeName)), zone: shared(deref(e.Zone)), hostname: deref(e.Hostname)}
-		t.serving = t.ready
-		if e.Conditions.Serving != nil {
-			t.serving = *e.Conditions.Serving
-		}
+			serving: e.Conditions.Serving == nil || *e.Conditions.Serving,
+			node:    shared(deref(e.NodeName)), zone: shared(deref(e.Zone)), hostname: deref(e.Hostname)}
 		if r := e.TargetRef; r != nil && r.Kind == "Pod" {
 			t.pod, t.uid = Name{Namespace: s.name.Namespace, Name: r.Name}, string(r.UID)
 		}

@@ -80,7 +80,7 @@ func (b *Balancer) Pick(now int64, tried []*Endpoint) *Endpoint {
 	case 1:
 		return b.eps[0]
 	}
-	if e := b.two(func(e *Endpoint) bool { return now >= e.until && !has(tried, e) }, now); e != nil {
+	if e := b.two(func(e *Endpoint) bool { return e.Fit(now, tried) }, now); e != nil {
 		return e
 	}
 	if e := b.two(func(e *Endpoint) bool { return !has(tried, e) }, now); e != nil {
@@ -88,6 +88,19 @@ func (b *Balancer) Pick(now int64, tried []*Endpoint) *Endpoint {
 	}
 	return b.two(func(*Endpoint) bool { return true }, now)
 }
+
+// At is the endpoint at addr, or nil.
+func (b *Balancer) At(addr netip.AddrPort) *Endpoint {
+	for _, e := range b.eps {
+		if e.Addr == addr {
+			return e
+		}
+	}
+	return nil
+}
+
+// Fit reports whether e may take a stream now: it is not passed over, and not among tried.
+func (e *Endpoint) Fit(now int64, tried []*Endpoint) bool { return now >= e.until && !has(tried, e) }
 
 // two draws two distinct endpoints that are fit and returns the cheaper. Random probes find them in the usual case
 // that nearly all are fit; else all are looked at.

@@ -9,12 +9,14 @@ import (
 	"conduit.io/conduit/proxy/table"
 )
 
-// target is a destination that a pod dials, as the snapshot of generation gen knows it.
+// target is a destination that a pod dials, as the snapshot of generation gen knows it. Connections share it, unless it has
+// an affinity.
 type target struct {
 	gen      uint64
 	known    bool // it is a Service or a workload
 	protocol mesh.Protocol
 	balancer *balance.Balancer
+	sticky   *sticky // nil: each stream goes where it is best
 	labels   labels
 }
 
@@ -87,6 +89,9 @@ func (sh *shard) resolve(d *down) *target {
 			sh.targets[k] = tg
 		}
 	}
+	if tg.sticky != nil {
+		tg = tg.own(d.target)
+	}
 	d.target = tg
 	return tg
 }
@@ -98,6 +103,9 @@ func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
 		tg.known, tg.protocol = true, port.Protocol
 		tg.labels.key.Dst = port.Service.Label
 		tg.balancer = sh.balancer(t, port, dst)
+		if hold := port.Service.Affinity; hold > 0 {
+			tg.sticky = &sticky{affinityKey{p, port.Service.Label, port.Port, dst.Addr().Unmap().Is4()}, hold, nil}
+		}
 		return tg
 	}
 	tg.balancer = balance.New(intn)
@@ -128,7 +136,7 @@ func (sh *shard) balancer(t *table.Table, port *table.Port, dst netip.AddrPort) 
 func (sh *shard) routeOut(c *call) {
 	d, req := c.down, c.S.Req
 	tg := sh.resolve(d)
-	ep := tg.balancer.Pick(sh.loop.Now(), c.tried)
+	ep := sh.pick(tg, c.tried)
 	if ep == nil {
 		c.count(&tg.labels, meter.None)
 		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.key.Dst+" has no ready endpoint of this address family")

@@ -42,16 +42,17 @@ type shard struct {
 	streams *exchange.Pool
 	memory  *detect.Memory
 
-	shares    map[*pod]*share
-	pools     map[poolKey]*group
-	balancers map[balancerKey]*balance.Balancer
-	targets   map[targetKey]*target
-	inbound   map[[2]string]*labels
-	lookups   map[netip.Addr]*lookup
-	tunnels   *call // ring head, through call.prev and call.next
-	free      *call
-	nfree     int
-	leaving   bool
+	shares     map[*pod]*share
+	pools      map[poolKey]*group
+	balancers  map[balancerKey]*balance.Balancer
+	targets    map[targetKey]*target
+	affinities affinities
+	inbound    map[[2]string]*labels
+	lookups    map[netip.Addr]*lookup
+	tunnels    *call // ring head, through call.prev and call.next
+	free       *call
+	nfree      int
+	leaving    bool
 }
 
 func newShard(n *Node, l *loop.Loop) *shard {
@@ -59,7 +60,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		n: n, loop: l,
 		set: meter.NewSet(n.o.MaxSeries), streams: exchange.NewPool(), memory: detect.NewMemory(maxVerdicts),
 		shares: map[*pod]*share{}, pools: map[poolKey]*group{},
-		balancers: map[balancerKey]*balance.Balancer{}, targets: map[targetKey]*target{},
+		balancers: map[balancerKey]*balance.Balancer{}, targets: map[targetKey]*target{}, affinities: affinities{},
 		inbound: map[[2]string]*labels{}, lookups: map[netip.Addr]*lookup{},
 		tunnels: &call{},
 	}
@@ -217,6 +218,7 @@ func (sh *shard) snapshotChanged() {
 // remove ends everything of p at once.
 func (sh *shard) remove(p *pod) {
 	sh.closePools(p) // a shard that is not the pod's home may have some, and no share
+	sh.affinities.drop(func(k affinityKey, _ *affinity) bool { return k.client == p })
 	s := sh.shares[p]
 	if s == nil {
 		return
@@ -302,6 +304,7 @@ func (sh *shard) sweep() {
 		}
 	}
 	sh.set.Sweep(sh.loop.Now())
+	sh.affinities.drop(func(_ affinityKey, a *affinity) bool { return !a.holds(sh.loop.Now()) })
 	sh.forget()
 	sh.loop.After(sweepEvery, sh.sweep)
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"conduit.io/conduit/api/node"
 	"conduit.io/conduit/mesh"
@@ -39,8 +40,9 @@ func (p *Port) Endpoints(a netip.Addr) []Endpoint {
 
 // Service is one Service of the snapshot.
 type Service struct {
-	Label string // namespace/name, as metrics have it
-	Ports []Port // by number
+	Label    string        // namespace/name, as metrics have it
+	Ports    []Port        // by number
+	Affinity time.Duration // for which a client stays with its endpoint; 0: it does not
 }
 
 func (s *Service) port(n uint16) *Port {
@@ -106,7 +108,8 @@ func New(s *node.Snapshot) *Table {
 }
 
 func (t *Table) addService(s *mesh.Service) {
-	svc := &Service{Label: s.Namespace + "/" + s.Name, Ports: make([]Port, 0, len(s.Ports))}
+	svc := &Service{Label: s.Namespace + "/" + s.Name, Ports: make([]Port, 0, len(s.Ports)),
+		Affinity: time.Duration(s.Affinity) * time.Second}
 	for i := range s.Ports {
 		svc.Ports = append(svc.Ports, t.newPort(svc, &s.Ports[i]))
 	}
