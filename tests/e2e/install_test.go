@@ -14,7 +14,7 @@ import (
 const imagesVersion = "e2e"
 
 // importImages makes Conduit's images, and imports them on every node.
-func importImages(t *testing.T, c *kubetest.Cluster) {
+func importImages(t testing.TB, c *kubetest.Cluster) {
 	t.Helper()
 	out := t.TempDir()
 	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", binDir, "-out", out, "-version", imagesVersion)
@@ -29,7 +29,7 @@ func importImages(t *testing.T, c *kubetest.Cluster) {
 }
 
 // conduit runs the command line of Conduit on the cluster, and returns what it said.
-func conduit(t *testing.T, c *kubetest.Cluster, args ...string) string {
+func conduit(t testing.TB, c *kubetest.Cluster, args ...string) string {
 	t.Helper()
 	said, err := exec.CommandContext(c.Context(), filepath.Join(binDir, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
 	if err != nil {
