@@ -5,8 +5,10 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"runtime/metrics"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"conduit.io/conduit/mesh"
@@ -19,6 +21,16 @@ func process(w io.Writer, started time.Time) {
 	fmt.Fprintf(w, "conduit_build_info{version=%q} 1\n", mesh.Version())
 	family("process_start_time_seconds", "gauge", "When the process started, seconds since 1970.")
 	fmt.Fprintf(w, "process_start_time_seconds %d\n", started.Unix())
+	var use syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &use) // it cannot fail
+	family("process_cpu_seconds_total", "counter", "CPU time that the process has taken.")
+	fmt.Fprintf(w, "process_cpu_seconds_total %.2f\n", (time.Duration(use.Utime.Nano()) + time.Duration(use.Stime.Nano())).Seconds())
+	runs := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/sched/goroutines:goroutines"}}
+	metrics.Read(runs)
+	family("go_memstats_heap_alloc_bytes", "gauge", "Objects on the heap, garbage that has not been collected included.")
+	fmt.Fprintf(w, "go_memstats_heap_alloc_bytes %d\n", runs[0].Value.Uint64())
+	family("go_goroutines", "gauge", "Goroutines.")
+	fmt.Fprintf(w, "go_goroutines %d\n", runs[1].Value.Uint64())
 }
 
 // metrics answers in the Prometheus text exposition format, version 0.0.4.
