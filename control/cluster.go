@@ -42,7 +42,7 @@ type ClusterConfig struct {
 type cluster struct {
 	cfg      ClusterConfig
 	started  time.Time
-	client   *kubernetes.Clientset
+	clients  clients
 	index    *discovery.Index
 	streams  *discovery.Server
 	identity *identity.Service
@@ -52,6 +52,30 @@ type cluster struct {
 	api      *server.Server
 	drain    chan struct{}
 	watcher  *kube.Watcher
+}
+
+// clients are how the parts of the controller reach the API server.
+type clients struct {
+	own        *kubernetes.Clientset // the controller's Secret and ConfigMap
+	lease      *kubernetes.Clientset
+	questions  *kubernetes.Clientset // who calls, and whether they may
+	conditions *kubernetes.Clientset
+	taints     *kubernetes.Clientset
+}
+
+// newClients bounds each part by what a large cluster needs of it, and its API server can give. 50,000 pods that are enrolled for
+// the first time have their conditions after eight minutes; 1000 agents that come at once are known after five seconds.
+func newClients(cfg *rest.Config) (c clients, err error) {
+	for _, one := range []struct {
+		to        **kubernetes.Clientset
+		perSecond float32
+		atOnce    int
+	}{{&c.own, 5, 10}, {&c.lease, 5, 10}, {&c.questions, 200, 400}, {&c.conditions, 100, 200}, {&c.taints, 50, 100}} {
+		if *one.to, err = kube.Client(cfg, one.perSecond, one.atOnce); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
 }
 
 // RunCluster serves until ctx ends, and drains.
@@ -78,21 +102,21 @@ func newCluster(ctx context.Context, cfg ClusterConfig) (*cluster, error) {
 		c.cfg.DrainTime = 5 * time.Second
 	}
 	var err error
-	if c.client, err = kubernetes.NewForConfig(cfg.Kube); err != nil {
-		return nil, fmt.Errorf("reach the Kubernetes API server: %w", err)
+	if c.clients, err = newClients(cfg.Kube); err != nil {
+		return nil, err
 	}
 	host := "conduit-controller." + cfg.Namespace
-	c.identity, err = identity.New(identity.Config{Client: c.client, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain,
+	c.identity, err = identity.New(identity.Config{Client: c.clients.own, Questions: c.clients.questions, Namespace: cfg.Namespace, TrustDomain: cfg.TrustDomain,
 		DNSNames: []string{c.peerName(), host, host + ".svc.cluster.local"}, Pods: c.index,
 		Draining: c.drain, DrainTime: c.cfg.DrainTime, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
-	c.election = lead.New(lead.Config{Client: c.client, Namespace: cfg.Namespace, Addr: cfg.Advertise, Peer: c.peer, Drain: c.drain, Log: cfg.Log})
+	c.election = lead.New(lead.Config{Client: c.clients.lease, Namespace: cfg.Namespace, Addr: cfg.Advertise, Peer: c.peer, Drain: c.drain, Log: cfg.Log})
 	c.registry = nodes.NewRegistry(time.Now, func(node string) { c.writer.Changed(node) })
-	c.writer = nodes.NewWriter(c.client.CoreV1(), c.registry, c.index, cfg.Log)
+	c.writer = nodes.NewWriter(c.clients.conditions.CoreV1(), c.clients.taints.CoreV1(), c.registry, c.index, cfg.Log)
 	c.streams = discovery.NewServer(c.index, discovery.Config{Draining: c.drain, Drain: c.cfg.DrainTime, Synced: c.synced, Log: cfg.Log})
-	c.api, err = server.New(server.Config{TLS: c.identity.TLSConfig(), Authn: c.identity, Authz: kube.NewAuthorizer(c.client.AuthorizationV1()),
+	c.api, err = server.New(server.Config{TLS: c.identity.TLSConfig(), Authn: c.identity, Authz: kube.NewAuthorizer(c.clients.questions.AuthorizationV1()),
 		Discovery: c.streams, Identity: c.identity, Nodes: nodes.NewServer(c.registry, c.drain), Leader: c.election.Forward,
 		Ready: c.ready, Drain: c.drain, DrainTime: c.cfg.DrainTime, Log: cfg.Log})
 	if err != nil {

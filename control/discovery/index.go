@@ -301,21 +301,15 @@ func (x *Index) Runs(node, namespace, serviceAccount string) bool {
 	return false
 }
 
-// Enrolled is the status of the condition conduit.io/Enrolled of a pod, "" for none; false: there is no such pod.
-func (x *Index) Enrolled(namespace, name, uid string) (corev1.ConditionStatus, bool) {
+// Enrolled is the condition conduit.io/Enrolled of a pod, without its times; zero for none. false: there is no such pod.
+func (x *Index) Enrolled(namespace, name, uid string) (corev1.PodCondition, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	w := x.workloads[Name{Namespace: namespace, Name: name}]
 	if w == nil || w.rec.uid != uid {
-		return "", false
+		return corev1.PodCondition{}, false
 	}
-	switch w.rec.enrolment {
-	case discoveryv1.Workload_ENROLMENT_ENROLLED:
-		return corev1.ConditionTrue, true
-	case discoveryv1.Workload_ENROLMENT_NOT_ENROLLED:
-		return corev1.ConditionFalse, true
-	}
-	return "", true
+	return w.rec.condition(), true
 }
 
 // Size is how much there is, for metrics.

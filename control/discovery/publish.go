@@ -96,7 +96,7 @@ func (x *Index) publish(w *workload) {
 	}
 	set := kube.Settle(r.said, ns, x.policy)
 	m := &discoveryv1.Workload{Uid: r.uid, Namespace: r.name.Namespace, Name: r.name.Name, ServiceAccount: r.account, Owner: r.owner,
-		Node: r.node, Ips: addrBytes(r.addrs), Meshed: set.Meshed, Enrolment: r.enrolment, MtlsMode: modes[set.Mode],
+		Node: r.node, Ips: addrBytes(r.addrs), Meshed: set.Meshed, Enrolment: r.enrolment(), MtlsMode: modes[set.Mode],
 		DownMode: downs[set.Down], Zone: x.nodeRecord(r.node).zone}
 	if proto.Equal(m, w.msg) {
 		return

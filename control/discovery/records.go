@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"unique"
 
 	discoveryv1 "conduit.io/conduit/api/discoveryv1"
@@ -53,7 +54,25 @@ type pod struct {
 	hostNetwork bool
 	ended       bool
 	said        kube.Said
-	enrolment   discoveryv1.Workload_Enrolment
+	enrolled    unique.Handle[corev1.PodCondition] // without times; zero: there is no such condition
+}
+
+// enrolment is what the pod's condition says.
+func (p *pod) enrolment() discoveryv1.Workload_Enrolment {
+	switch c := p.condition(); {
+	case c.Type == "":
+		return discoveryv1.Workload_ENROLMENT_UNSPECIFIED
+	case c.Status == corev1.ConditionTrue:
+		return discoveryv1.Workload_ENROLMENT_ENROLLED
+	}
+	return discoveryv1.Workload_ENROLMENT_NOT_ENROLLED
+}
+
+func (p *pod) condition() corev1.PodCondition {
+	if p.enrolled == (unique.Handle[corev1.PodCondition]{}) {
+		return corev1.PodCondition{}
+	}
+	return p.enrolled.Value()
 }
 
 type namespace struct {
@@ -154,12 +173,9 @@ func stripPod(o *corev1.Pod) *pod {
 	}
 	p.addrs = appendAddr(p.addrs, o.Status.PodIP)
 	for _, c := range o.Status.Conditions {
-		if c.Type != kube.ConditionEnrolled {
-			continue
-		}
-		p.enrolment = discoveryv1.Workload_ENROLMENT_NOT_ENROLLED
-		if c.Status == corev1.ConditionTrue {
-			p.enrolment = discoveryv1.Workload_ENROLMENT_ENROLLED
+		if c.Type == kube.ConditionEnrolled { // the same of most pods
+			p.enrolled = unique.Make(corev1.PodCondition{Type: kube.ConditionEnrolled, Status: c.Status, Reason: strings.Clone(c.Reason),
+				Message: strings.Clone(c.Message), ObservedGeneration: c.ObservedGeneration})
 		}
 	}
 	return p

@@ -19,16 +19,17 @@ import (
 // Config says what a Service works with.
 type Config struct {
 	Client      kubernetes.Interface
-	Namespace   string          // the controller's; default conduit
-	TrustDomain string          // default cluster.local
-	DNSNames    []string        // of the controller's own certificate
-	LeafLife    time.Duration   // default 24 h
-	RootLife    time.Duration   // of issuers that the controller makes; default a year. They are replaced after two thirds
-	RootDelay   time.Duration   // how long a new root is known before anything is signed under it; default 2 min, a kubelet's refresh
-	TokenLife   time.Duration   // how long a token is believed without asking again; default 1 min
-	Pods        Pods            // nil: none is known, and every request looks them up
-	Draining    <-chan struct{} // closed when the replica is about to end; nil: it never says so
-	DrainTime   time.Duration   // over which streams end then
+	Questions   kubernetes.Interface // for what callers make it ask: whose a token is, where a pod runs; nil: Client
+	Namespace   string               // the controller's; default conduit
+	TrustDomain string               // default cluster.local
+	DNSNames    []string             // of the controller's own certificate
+	LeafLife    time.Duration        // default 24 h
+	RootLife    time.Duration        // of issuers that the controller makes; default a year. They are replaced after two thirds
+	RootDelay   time.Duration        // how long a new root is known before anything is signed under it; default 2 min, a kubelet's refresh
+	TokenLife   time.Duration        // how long a token is believed without asking again; default 1 min
+	Pods        Pods                 // nil: none is known, and every request looks them up
+	Draining    <-chan struct{}      // closed when the replica is about to end; nil: it never says so
+	DrainTime   time.Duration        // over which streams end then
 	Log         *slog.Logger
 	Now         func() time.Time // the clock; nil means time.Now
 }
@@ -53,6 +54,9 @@ func (c *Config) Validate() error {
 	set(&c.RootLife, DefaultRootLife)
 	set(&c.RootDelay, DefaultRootDelay)
 	set(&c.TokenLife, DefaultTokenLife)
+	if c.Questions == nil {
+		c.Questions = c.Client
+	}
 	if c.Namespace == "" {
 		c.Namespace = DefaultNamespace
 	}
@@ -104,8 +108,8 @@ func New(cfg Config) (*Service, error) {
 		authority: newAuthority(cfg.TrustDomain, cfg.LeafLife, cfg.Now)}
 	s.counts.log = cfg.Log
 	s.counts.now = cfg.Now
-	s.tokens = newTokens(cfg.Client.AuthenticationV1().TokenReviews(), "system:serviceaccount:"+cfg.Namespace+":"+AgentAccount, cfg.TokenLife, cfg.Now, &s.counts)
-	s.lookups = newLookups(cfg.Client.CoreV1(), cfg.Pods, cfg.Now)
+	s.tokens = newTokens(cfg.Questions.AuthenticationV1().TokenReviews(), "system:serviceaccount:"+cfg.Namespace+":"+AgentAccount, cfg.TokenLife, cfg.Now, &s.counts)
+	s.lookups = newLookups(cfg.Questions.CoreV1(), cfg.Pods, cfg.Now)
 	s.replays = newReplays(cfg.LeafLife, cfg.Now)
 	s.own = certs.NewKeeper(ownIssuer{s}, cfg.Now)
 	s.own.Want([]mesh.Identity{s.self()})

@@ -21,154 +21,139 @@ import (
 
 // Writer writes what agents report where Kubernetes shows it: the pods' condition conduit.io/Enrolled, Events of pods that
 // are refused or bypassed, and the taint that keeps pods off nodes without an agent. Only the leader runs one.
+//
+// Conditions and taints have a queue each: a node that is ready does not wait until thousands of pods have their conditions.
 type Writer struct {
-	api   corev1client.CoreV1Interface
+	api   corev1client.CoreV1Interface // for pods and Events
+	nodes corev1client.NodesGetter
 	r     *Registry
 	known Known
 	log   *slog.Logger
 	now   func() time.Time
 
 	mu      sync.Mutex
-	queue   workqueue.TypedRateLimitingInterface[string] // nil: it does not run
-	written map[string]map[string]corev1.PodCondition    // by node and UID of the pod; Type empty: none
-	wired   map[string]string                            // by node, the life of the agent for which the taint was seen to be off
+	pods    queue                         // of nodes whose pods' conditions are to be looked at; nil: it does not run
+	taints  queue                         // of nodes whose taint is
+	written map[string]map[string]written // by node and UID of the pod: what the cache may not have seen yet
+	wired   map[string]string             // by node, the life of the agent for which the taint was seen to be off
+}
+
+type queue = workqueue.TypedRateLimitingInterface[string]
+
+// written is a condition as it was written; Type empty: it was taken away.
+type written struct {
+	corev1.PodCondition
+	at time.Time
 }
 
 // Known is what the cache of pods says of their condition.
 type Known interface {
-	// Enrolled is the condition's status, "" for none; false: there is no such pod.
-	Enrolled(namespace, name, uid string) (corev1.ConditionStatus, bool)
+	// Enrolled is the condition without its times, zero for none; false: there is no such pod.
+	Enrolled(namespace, name, uid string) (corev1.PodCondition, bool)
 }
 
-// again is when to look again whether a pod has been seen.
-const again = 2 * time.Second
+const (
+	// again is when to look again whether a pod has been seen.
+	again = 2 * time.Second
+	// echo is how long the cache may take to see what was written.
+	echo = 10 * time.Second
+)
 
-// NewWriter makes a Writer; call Run, and Changed for every node of which something has changed.
-func NewWriter(api corev1client.CoreV1Interface, r *Registry, known Known, log *slog.Logger) *Writer {
-	return &Writer{api: api, r: r, known: known, log: log, now: time.Now}
+// NewWriter makes a Writer; call Run, and Changed for every node of which something has changed. Conditions and Events are written
+// by api, and taints by nodes: how fast, is theirs to bound.
+func NewWriter(api corev1client.CoreV1Interface, nodes corev1client.NodesGetter, r *Registry, known Known, log *slog.Logger) *Writer {
+	return &Writer{api: api, nodes: nodes, r: r, known: known, log: log, now: time.Now}
 }
 
 // Changed has the node looked at soon, if w runs.
-func (w *Writer) Changed(node string) { w.after(node, 0) }
+func (w *Writer) Changed(node string) {
+	w.after(node, 0)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.taints != nil {
+		w.taints.Add(node)
+	}
+}
 
 func (w *Writer) after(node string, d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.queue != nil {
-		w.queue.AddAfter(node, d)
+	if w.pods != nil {
+		w.pods.AddAfter(node, d)
 	}
 }
 
 // Run writes until ctx ends, a few nodes at a time. It may be called again.
 func (w *Writer) Run(ctx context.Context) {
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second))
+	fresh := func() queue {
+		return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second))
+	}
+	pods, taints := fresh(), fresh()
 	w.mu.Lock()
-	w.queue, w.written, w.wired = queue, map[string]map[string]corev1.PodCondition{}, map[string]string{}
+	w.pods, w.taints, w.written, w.wired = pods, taints, map[string]map[string]written{}, map[string]string{}
 	w.mu.Unlock()
 	for _, node := range w.r.Names() {
-		queue.Add(node)
+		w.Changed(node)
 	}
 	var workers sync.WaitGroup
 	for range 4 {
-		workers.Go(func() {
-			for {
-				node, end := queue.Get()
-				if end {
-					return
-				}
-				if err := w.write(ctx, node); err != nil && ctx.Err() == nil {
-					w.log.Warn("state of a node not written; trying again", "node", node, "error", err.Error())
-					queue.AddRateLimited(node)
-				} else {
-					queue.Forget(node)
-				}
-				queue.Done(node)
-			}
-		})
+		workers.Go(func() { w.serve(ctx, pods, w.conditions) })
 	}
+	workers.Go(func() { w.serve(ctx, taints, w.taint) })
 	<-ctx.Done()
 	w.mu.Lock()
-	w.queue = nil
+	w.pods, w.taints = nil, nil
 	w.mu.Unlock()
-	queue.ShutDown()
+	pods.ShutDown()
+	taints.ShutDown()
 	workers.Wait()
 }
 
-// write brings one node up to date. What fails is tried again with all that is left.
-func (w *Writer) write(ctx context.Context, name string) error {
-	n := w.r.Get(name, true)
-	if n == nil {
-		return nil
-	}
-	var first error
-	note := func(err error) {
-		if err != nil && first == nil {
-			first = err
+// serve has the nodes of q written, until it is shut down. What fails is tried again with all that is left.
+func (w *Writer) serve(ctx context.Context, q queue, write func(ctx context.Context, n *nodev1.Node) error) {
+	for {
+		node, end := q.Get()
+		if end {
+			return
 		}
+		var err error
+		if n := w.r.Get(node, true); n != nil {
+			err = write(ctx, n)
+		}
+		if err != nil && ctx.Err() == nil {
+			w.log.Warn("state of a node not written; trying again", "node", node, "error", err.Error())
+			q.AddRateLimited(node)
+		} else {
+			q.Forget(node)
+		}
+		q.Done(node)
 	}
-	note(w.taint(ctx, n))
+}
+
+// conditions brings those of a node's pods up to date.
+func (w *Writer) conditions(ctx context.Context, n *nodev1.Node) error {
+	var first error
 	there := make(map[string]bool, len(n.Pods))
 	for _, p := range n.Pods {
 		there[p.Uid] = true
-		note(w.pod(ctx, name, p))
+		if err := w.pod(ctx, n.Name, p); err != nil && first == nil {
+			first = err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for uid := range w.written[name] {
+	for uid := range w.written[n.Name] {
 		if !there[uid] {
-			delete(w.written[name], uid)
+			delete(w.written[n.Name], uid)
 		}
 	}
 	return first
 }
 
-// taint takes the taint off a node whose agent is ready: once in the agent's life, and again after it was not ready.
-func (w *Writer) taint(ctx context.Context, n *nodev1.Node) error {
-	w.mu.Lock()
-	life, off := w.wired[n.Name]
-	if !n.Connected || !n.Agent.GetReady() {
-		delete(w.wired, n.Name)
-	}
-	w.mu.Unlock()
-	if !n.Connected || !n.Agent.GetReady() || off && life == n.Agent.GetInstance() {
-		return nil
-	}
-	if err := w.untaint(ctx, n.Name); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.wired[n.Name] = n.Agent.GetInstance()
-	return nil
-}
-
-func (w *Writer) untaint(ctx context.Context, name string) error {
-	n, err := w.api.Nodes().Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"}) // the API server's cache will do
-	if apierrors.IsNotFound(err) {
-		w.r.Forget(name)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read the node: %w", err)
-	}
-	patch := kube.Untaint(n)
-	if patch == nil {
-		return nil
-	}
-	if _, err = w.api.Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return fmt.Errorf("take the taint off: %w", err)
-	}
-	w.log.Info("node is wired: taint taken off", "node", name)
-	return nil
-}
-
-// wanted is the condition that p should have; Type empty: none.
-func (w *Writer) wanted(p *nodev1.PodState) corev1.PodCondition {
+// wanted is the condition that p should have, without its times; Type empty: none.
+func wanted(p *nodev1.PodState) corev1.PodCondition {
 	c := corev1.PodCondition{Type: kube.ConditionEnrolled, Status: corev1.ConditionFalse, Reason: p.Reason, Message: p.Message,
-		ObservedGeneration: p.ObservedGeneration, LastTransitionTime: metav1.NewTime(w.now())}
-	if p.Since.IsValid() {
-		c.LastTransitionTime = metav1.NewTime(p.Since.AsTime())
-	}
+		ObservedGeneration: p.ObservedGeneration}
 	word := ""
 	switch p.Enrolment {
 	case nodev1.PodState_ENROLMENT_ENROLLED:
@@ -196,25 +181,29 @@ func same(a, b corev1.PodCondition) bool {
 	return a.Type == b.Type && a.Status == b.Status && a.Reason == b.Reason && a.Message == b.Message && a.ObservedGeneration == b.ObservedGeneration
 }
 
-// pod writes p's condition if it differs from what was written, or, after a change of the leader, from what the cache says.
+// pod writes p's condition if it differs from what the cache says, and from what was written a moment ago.
 func (w *Writer) pod(ctx context.Context, node string, p *nodev1.PodState) error {
-	status, there := w.known.Enrolled(p.Namespace, p.Name, p.Uid)
+	have, there := w.known.Enrolled(p.Namespace, p.Name, p.Uid)
 	if !there { // not seen yet; or gone, and soon the agent says so
 		w.after(node, again)
 		return nil
 	}
-	c := w.wanted(p)
+	c := wanted(p)
 	w.mu.Lock()
 	last, ok := w.written[node][p.Uid]
+	if ok && (same(have, last.PodCondition) || w.now().Sub(last.at) >= echo) { // seen; or undone by somebody
+		delete(w.written[node], p.Uid)
+		ok = false
+	}
 	w.mu.Unlock()
-	if ok && same(c, last) && status == c.Status || !ok && c.Type == "" && status == "" {
+	if ok {
+		have = last.PodCondition
+		w.after(node, echo)
+	}
+	if same(c, have) {
 		return nil
 	}
-	var entry any = c
-	if c.Type == "" {
-		entry = map[string]any{"$patch": "delete", "type": kube.ConditionEnrolled}
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.Uid}, "status": map[string]any{"conditions": []any{entry}}})
+	patch, err := w.patch(p, have, c)
 	if err != nil {
 		return err
 	}
@@ -227,14 +216,32 @@ func (w *Writer) pod(ctx context.Context, node string, p *nodev1.PodState) error
 	}
 	w.mu.Lock()
 	if w.written[node] == nil {
-		w.written[node] = map[string]corev1.PodCondition{}
+		w.written[node] = map[string]written{}
 	}
-	w.written[node][p.Uid] = c
+	w.written[node][p.Uid] = written{c, w.now()}
 	w.mu.Unlock()
-	if alarming(p) && (!ok || last.Reason != c.Reason) {
+	if alarming(p) && have.Reason != c.Reason {
 		w.event(ctx, p, c)
 	}
 	return nil
+}
+
+// patch puts c in the place of have. While the status stays the same, so does the time since when.
+func (w *Writer) patch(p *nodev1.PodState, have, c corev1.PodCondition) ([]byte, error) {
+	entry := map[string]any{"type": kube.ConditionEnrolled}
+	if c.Type == "" {
+		entry["$patch"] = "delete"
+	} else {
+		entry["status"], entry["reason"], entry["message"], entry["observedGeneration"] = c.Status, c.Reason, c.Message, c.ObservedGeneration
+		if have.Status != c.Status {
+			since := metav1.NewTime(w.now())
+			if p.Since.IsValid() {
+				since = metav1.NewTime(p.Since.AsTime())
+			}
+			entry["lastTransitionTime"] = since
+		}
+	}
+	return json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.Uid}, "status": map[string]any{"conditions": []any{entry}}})
 }
 
 func alarming(p *nodev1.PodState) bool {

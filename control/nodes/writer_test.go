@@ -1,0 +1,200 @@
+package nodes
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"conduit.io/conduit/api/kube"
+	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/tests/apiserver"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// cache is what the controller has seen of pods: what the test shows it, at the time of its choice.
+type cache struct {
+	mu   sync.Mutex
+	pods map[string]corev1.PodCondition // by UID
+}
+
+func (c *cache) Enrolled(_, _, uid string) (corev1.PodCondition, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.pods[uid]
+	return p, ok
+}
+
+// stage is a real API server with a pod, and the Writers before it, one after the other.
+type stage struct {
+	t      *testing.T
+	client *kubernetes.Clientset
+	pod    *corev1.Pod
+	state  *nodev1.PodState
+	known  *cache
+	r      *Registry
+	now    time.Time
+}
+
+func newStage(t *testing.T) *stage {
+	s := &stage{t: t, known: &cache{pods: map[string]corev1.PodCondition{}}, now: time.Unix(1_000_000, 0), r: NewRegistry(time.Now, nil)}
+	var err error
+	if s.client, err = kubernetes.NewForConfig(apiserver.Start(t).Config); err != nil {
+		t.Fatal(err)
+	}
+	s.pod, err = s.client.CoreV1().Pods("default").Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web"},
+		Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.state = &nodev1.PodState{Uid: string(s.pod.UID), Namespace: "default", Name: "web", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED, ObservedGeneration: 1}
+	return s
+}
+
+// writer is that of a replica that begins to lead.
+func (s *stage) writer() *Writer {
+	w := NewWriter(s.client.CoreV1(), s.client.CoreV1(), s.r, s.known, slog.New(slog.DiscardHandler))
+	w.now = func() time.Time { return s.now }
+	w.written = map[string]map[string]written{}
+	return w
+}
+
+// report has w look at the pod, and returns what the API server has of it then.
+func (s *stage) report(w *Writer) *corev1.Pod {
+	s.t.Helper()
+	if err := w.conditions(s.t.Context(), &nodev1.Node{Name: "n1", Pods: []*nodev1.PodState{s.state}}); err != nil {
+		s.t.Fatal(err)
+	}
+	p, err := s.client.CoreV1().Pods("default").Get(s.t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return p
+}
+
+func enrolled(p *corev1.Pod) (c corev1.PodCondition) {
+	for _, one := range p.Status.Conditions {
+		if one.Type == kube.ConditionEnrolled {
+			c = one
+		}
+	}
+	return c
+}
+
+// see has the cache see p.
+func (s *stage) see(p *corev1.Pod) {
+	c := enrolled(p)
+	c.LastTransitionTime, c.LastProbeTime = metav1.Time{}, metav1.Time{}
+	s.known.mu.Lock()
+	defer s.known.mu.Unlock()
+	s.known.pods[string(p.UID)] = c
+}
+
+// TestConditionIsWrittenOnce: reports of the same, a cache that is late, and a new leader bring no write; what is news or was
+// undone does. The time of the condition is when its status changed.
+func TestConditionIsWrittenOnce(t *testing.T) {
+	s := newStage(t)
+	w := s.writer()
+	if p := s.report(w); enrolled(p).Type != "" {
+		t.Error("a pod that the cache has not seen got a condition")
+	}
+	s.see(s.pod)
+	first := s.report(w)
+	began := enrolled(first).LastTransitionTime
+	if enrolled(first).Status != corev1.ConditionTrue || !began.Time.Equal(s.now) {
+		t.Fatalf("got %+v", enrolled(first))
+	}
+	same := func(when string, w *Writer) {
+		t.Helper()
+		s.state.Sockets = &nodev1.Sockets{Created: uint64(s.now.Unix())}
+		if p := s.report(w); p.ResourceVersion != first.ResourceVersion {
+			t.Errorf("%s: written again: %+v", when, enrolled(p))
+		}
+	}
+	s.now = s.now.Add(echo / 2)
+	same("before the cache has seen it", w)
+	s.see(first)
+	s.now = s.now.Add(time.Hour)
+	same("an hour later", w)
+	same("by a new leader", s.writer())
+
+	s.state.ObservedGeneration = 2
+	second := s.report(w)
+	if c := enrolled(second); c.ObservedGeneration != 2 || !c.LastTransitionTime.Equal(&began) {
+		t.Errorf("after news that are not about the status: %+v", c)
+	}
+	s.see(second)
+	s.state.Enrolment, s.state.Reason = nodev1.PodState_ENROLMENT_BYPASSED, "Unrouted"
+	third := s.report(w)
+	if c := enrolled(third); c.Status != corev1.ConditionFalse || c.Reason != "Unrouted" || !c.LastTransitionTime.Time.Equal(s.now) {
+		t.Errorf("bypassed: %+v", c)
+	}
+	s.see(third)
+	s.report(s.writer()) // a new leader raises no second Event
+	if events, err := s.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{}); err != nil || len(events.Items) != 1 {
+		t.Errorf("%d events, %v", len(events.Items), err)
+	}
+	s.report(w)
+	s.see(first) // somebody has put the old one back
+	s.now = s.now.Add(echo)
+	if c := enrolled(s.report(w)); c.Status != corev1.ConditionFalse {
+		t.Errorf("undone by somebody: %+v", c)
+	}
+	s.state.Enrolment, s.state.Reason = nodev1.PodState_ENROLMENT_NOT_MESHED, ""
+	if p := s.report(w); enrolled(p).Type != "" {
+		t.Errorf("not in the mesh any more: %+v", enrolled(p))
+	}
+}
+
+// TestTaintDoesNotWait: a node that is ready has its taint taken off while writes of conditions get no further.
+func TestTaintDoesNotWait(t *testing.T) {
+	s := newStage(t)
+	if _, err := s.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "late"},
+		Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: kube.TaintNotReady, Effect: corev1.TaintEffectNoSchedule}}}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stuck := &stuck{free: make(chan struct{}), held: make(chan struct{}, 100)}
+	w := NewWriter(s.client.CoreV1(), s.client.CoreV1(), s.r, stuck, slog.New(slog.DiscardHandler))
+	s.r.change = w.Changed
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { w.Run(ctx); close(done) }()
+	defer func() { cancel(); close(stuck.free); <-done }()
+	for i := range 10 {
+		s.r.Open(fmt.Sprint("n", i), func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
+	}
+	for range 4 {
+		<-stuck.held
+	}
+	s.r.Open("late", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Instance: "a", Ready: true}, Pods: []*nodev1.PodState{s.state}})
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(20 * time.Millisecond) {
+		n, err := s.client.CoreV1().Nodes().Get(t.Context(), "late", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := map[string]bool{}
+		for _, taint := range n.Spec.Taints {
+			left[taint.Key] = true
+		}
+		if !left[kube.TaintNotReady] {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the taint is still there: %v", left)
+		}
+	}
+}
+
+// stuck is a cache that does not answer.
+type stuck struct{ free, held chan struct{} }
+
+func (s *stuck) Enrolled(_, _, _ string) (corev1.PodCondition, bool) {
+	s.held <- struct{}{}
+	<-s.free
+	return corev1.PodCondition{}, false
+}
