@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins images demo test vet lint unit race cluster e2e kernels conformance soak fuzz generate api-baseline clean
+.PHONY: help build plugins images demo test vet lint unit race cluster e2e scale kernels conformance soak fuzz generate api-baseline clean
 .PHONY: bench bench-memory bench-node bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -54,6 +54,11 @@ cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, 
 
 e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (root; minutes, see cluster; E2E_CNI=ptp, E2E_PROXY=nftables)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 60m -v ./tests/e2e/...
+
+scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller
+	$(GO) build -o $(BIN)/scale ./tests/scale
+	$(BIN)/scale --controller $(BIN)/conduit-controller --docs docs/scale.md $(SCALE_FLAGS)
 
 kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+	"time"
+
+	agentview "conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/api/v1alpha1"
+	"conduit.io/conduit/mesh"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// changes has endpoints change.
+func (r *run) changes(ctx context.Context) error {
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	if err := r.fleet.watch(watching, r.site); err != nil {
+		return err
+	}
+	apiPid := r.site.apiPid()
+	var before, after [3]usage
+	look := func(to *[3]usage) (err error) {
+		for i, pid := range []int{r.ctl.cmd.Process.Pid, apiPid, os.Getpid()} {
+			if to[i], err = usageOf(pid); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := look(&before); err != nil {
+		return err
+	}
+	busy, idle := r.fleet.heard()
+	began := time.Now()
+	going, stop := context.WithTimeout(ctx, r.change)
+	defer stop()
+	past, err := r.fleet.change(going, r.site, r.rate)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	if err := look(&after); err != nil {
+		return err
+	}
+	c := &r.out.Change
+	c.read(past)
+	b, i := r.fleet.heard()
+	c.Bytes, c.IdleBytes = float64(b-busy)/float64(max(1, c.Heard)), i-idle
+	for n := range r.town.nodes {
+		if r.town.idle(n) {
+			c.IdleAgents++
+		}
+	}
+	ms := func(i int) float64 {
+		return float64((after[i].cpu - before[i].cpu).Microseconds()) / 1000 / float64(max(1, c.Changes))
+	}
+	c.CPU = max(0, ms(0)-r.out.RestCPU/100*took.Seconds()*1000/float64(max(1, c.Changes)))
+	c.APICPU = ms(1)
+	r.out.APIServerCPU, r.out.HarnessCPU = percentOf(before[1].cpu, after[1].cpu, took), percentOf(before[2].cpu, after[2].cpu, took)
+	r.out.APIServerPeak = after[1].peak
+	return nil
+}
+
+// read takes in what became of changes.
+func (c *change) read(past []*flip) {
+	var watch, agents, above []time.Duration
+	for _, p := range past {
+		c.Changes++
+		c.Lost += len(p.waiting)
+		if p.done.IsZero() || p.watched.IsZero() {
+			c.Lost++
+			continue
+		}
+		watch = append(watch, p.watched.Sub(p.done))
+		for _, at := range p.came {
+			agents, above = append(agents, at.Sub(p.done)), append(above, at.Sub(p.watched))
+		}
+	}
+	c.Heard, c.Watch, c.Agents, c.Above = len(agents), spreadOf(watch), spreadOf(agents), spreadOf(above)
+}
+
+// restart ends the controller and starts it anew. All agents come back, and endpoints change meanwhile.
+func (r *run) restart(ctx context.Context) error {
+	h, before := &r.out.Herd, r.fleet.agents[0].dir.Status().Epoch
+	asked, err := r.site.asked(ctx)
+	if err != nil {
+		return err
+	}
+	e := r.fleet.expect(complete(before))
+	began := time.Now()
+	r.ctl.stop()
+	h.Drain = time.Since(began).Seconds()
+	r.weigh()
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	if err := r.fleet.watch(watching, r.site); err != nil {
+		return err
+	}
+	if err := r.ctl.start(ctx); err != nil {
+		return err
+	}
+	ready := time.Now()
+	h.Ready = ready.Sub(r.ctl.began).Seconds()
+	going, stop := context.WithCancel(ctx)
+	defer stop()
+	type flipped struct {
+		past []*flip
+		err  error
+	}
+	over := make(chan flipped, 1)
+	go func() {
+		past, err := r.fleet.change(going, r.site, r.rate)
+		over <- flipped{past, err}
+	}()
+	came, err := e.await(ctx, r.fleet, r.town.nodes)
+	u, uerr := r.ctl.usage()
+	_ = pause(ctx, time.Second) // the last to come hears of changes, too
+	stop()
+	got := <-over
+	for _, err := range []error{err, uerr, got.err} {
+		if err != nil {
+			return err
+		}
+	}
+	var took []time.Duration
+	for _, a := range came {
+		took = append(took, a.at.Sub(ready))
+	}
+	var c change
+	c.read(got.past)
+	text, err := r.ctl.metrics()
+	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), u.cpu.Seconds(), u.peak, int(text["conduit_discovery_deferred_total"])
+	h.Change, h.Lost = c.Agents, c.Lost
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, r.rest); err != nil { // the leader has heard all reports by then
+		return err
+	}
+	then, err := r.site.asked(ctx)
+	h.Writes = then.conditions - asked.conditions
+	return err
+}
+
+// heap is how many bytes of this process are in use.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC() // what has finalizers goes with the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// weigh finds out what an agent's directory holds: what there is on the heap for it while it has no connection.
+func (r *run) weigh() {
+	h, n := &r.out.Held, int64(len(r.fleet.agents))
+	for _, a := range r.fleet.agents {
+		v := a.dir.View()
+		h.Services, h.Workloads = h.Services+int64(len(v.Services)), h.Workloads+int64(len(v.Workloads))
+		for i := range v.Services {
+			for j := range v.Services[i].Ports {
+				h.Endpoints += int64(len(v.Services[i].Ports[j].Endpoints))
+			}
+		}
+	}
+	h.Services, h.Workloads, h.Endpoints, h.Bytes = h.Services/n, h.Workloads/n, h.Endpoints/n, (heap()-r.bare)/n
+}
+
+// policy makes all pods STRICT, of which every agent hears.
+func (r *run) policy(ctx context.Context) error {
+	p := &r.out.Policy
+	e := r.fleet.expect(func(_ *agent, v *agentview.View) bool {
+		for i := range v.Workloads {
+			if v.Workloads[i].Mode != mesh.Strict {
+				return false
+			}
+		}
+		return true
+	})
+	busy, idle := r.fleet.heard()
+	before, err := r.ctl.usage()
+	if err != nil {
+		return err
+	}
+	_, err = r.site.dynamic.Resource(schema.GroupVersionResource{Group: v1alpha1.Group, Version: v1alpha1.Version, Resource: "meshpolicies"}).Create(ctx,
+		&unstructured.Unstructured{Object: map[string]any{"apiVersion": v1alpha1.Group + "/" + v1alpha1.Version, "kind": "MeshPolicy",
+			"metadata": map[string]any{"name": v1alpha1.MeshPolicyName}, "spec": map[string]any{"mtls": map[string]any{"mode": string(mesh.Strict)}}}}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	answered := time.Now()
+	came, err := e.await(ctx, r.fleet, r.town.nodes)
+	if err != nil {
+		return err
+	}
+	var took []time.Duration
+	for _, a := range came {
+		took = append(took, a.at.Sub(answered))
+	}
+	after, err := r.ctl.usage()
+	b, i := r.fleet.heard()
+	p.Heard, p.CPU, p.Bytes = spreadOf(took), (after.cpu - before.cpu).Seconds(), float64(b+i-busy-idle)/float64(r.town.nodes)
+	return err
+}

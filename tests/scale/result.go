@@ -1,0 +1,107 @@
+package main
+
+import (
+	"slices"
+	"time"
+)
+
+// spread is how long something took: milliseconds.
+type spread struct {
+	P50, P99, Max float64
+	N             int
+}
+
+func spreadOf(all []time.Duration) spread {
+	if len(all) == 0 {
+		return spread{}
+	}
+	slices.Sort(all)
+	ms := func(i int) float64 { return float64(all[i].Microseconds()) / 1000 }
+	return spread{ms(len(all) / 2), ms(len(all) * 99 / 100), ms(len(all) - 1), len(all)}
+}
+
+// memory is bytes.
+type memory struct{ RSS, Anon, Heap int64 }
+
+// point is what was measured at one size. Times are seconds unless they say otherwise; CPU is of both cores together.
+type point struct {
+	When                  string
+	Nodes, Pods, Services int
+
+	Written       int     // objects' writes to make the cluster
+	WrittenRate   float64 // a second
+	Load          load
+	Alone         memory  // with no agent
+	AloneCPU      float64 // percent of one core, at rest
+	First         float64 // ms from the connect of one agent, alone, to its complete snapshot
+	Together      crowd   // all agents at once, with tokens that the controller does not know
+	Enrol         enrol
+	Rest          memory  // with all agents
+	RestCPU       float64 // percent of one core, at rest
+	RestBytes     float64 // that one agent's discovery is sent in a second, at rest
+	Change        change
+	Herd          herd
+	Policy        policy
+	Held          held
+	HarnessCPU    float64 // percent of one core while endpoints change: of the agents, and what drives them
+	APIServerCPU  float64
+	APIServerPeak int64
+}
+
+// load is a controller's start.
+type load struct {
+	Ready, CPU float64
+	Peak       int64
+}
+
+// crowd are agents that come at once.
+type crowd struct {
+	Snapshot  spread  // from an agent's first connect to its complete snapshot
+	Last, CPU float64 // from the first connect to the last agent's complete snapshot, and what it took
+	Peak      int64
+	Deferred  int   // streams that were told to come again
+	Bytes     int64 // of one agent's
+}
+
+// enrol is what the agents' first reports cost.
+type enrol struct {
+	Conditions, Untainted int // that were to be written
+	Writes                int // of them, by the API server's count
+	Seconds, MostPerSec   float64
+	ControllerCPU, APICPU float64
+	Reviews               int
+}
+
+// change is what changes of single endpoints cost.
+type change struct {
+	Changes, Heard, Lost int
+	Watch, Agents        spread // ms since the API server's answer
+	Above                spread // ms between the watch and the agents, of each change
+	CPU                  float64
+	APICPU               float64 // both ms of CPU for each change
+	Bytes                float64 // for each change that an agent hears of
+	IdleBytes            int64   // to all agents that dial none of what changes
+	IdleAgents           int
+}
+
+// herd is a controller that is started anew.
+type herd struct {
+	Drain, Ready float64
+	Served       spread  // ms from ready to an agent's complete snapshot
+	CPU          float64 // from the start to the last agent's complete snapshot
+	Peak         int64
+	Deferred     int
+	Writes       int    // of conditions: none is new
+	Change       spread // of endpoints meanwhile, at agents that were served, ms
+	Lost         int
+}
+
+// policy is a change of what holds for every pod.
+type policy struct {
+	Heard spread // ms to each agent
+	CPU   float64
+	Bytes float64 // for each agent
+}
+
+// held is what a Directory holds.
+type held struct{ Bytes, Services, Endpoints, Workloads int64 }
