@@ -1,6 +1,9 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // Workload is a pod, or an external endpoint, with an identity. Values in a snapshot are immutable.
 type Workload struct {
@@ -16,6 +19,15 @@ type Workload struct {
 	Down           Down         `json:"down"`
 }
 
+// Label is how metrics name the workload: namespace and owner, else itself.
+func (w *Workload) Label() string {
+	name := w.Name
+	if w.Owner != "" {
+		name = w.Owner[strings.LastIndexByte(w.Owner, '/')+1:]
+	}
+	return w.Namespace + "/" + name
+}
+
 // Identity is the workload's identity in trustDomain.
 func (w *Workload) Identity(trustDomain string) Identity {
 	return Identity{TrustDomain: trustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}
@@ -29,6 +41,8 @@ type Service struct {
 	Ports     []Port       `json:"ports"`
 	// Affinity is for how many seconds connections of one client address stay with one endpoint; 0: they do not.
 	Affinity uint32 `json:"affinity,omitempty"`
+	// Sources are the clients that it takes at Addrs, and at its ports' At; empty: all. A family that has none takes all.
+	Sources []netip.Prefix `json:"sources,omitempty"`
 }
 
 // Port is one port of a Service with the endpoints that serve it.
@@ -37,6 +51,8 @@ type Port struct {
 	Name      string     `json:"name,omitempty"`
 	Protocol  Protocol   `json:"protocol"`
 	Endpoints []Endpoint `json:"endpoints"`
+	// At is where else it is dialled, at addresses that others share: NodePorts, host ports, shared external IPs.
+	At []netip.AddrPort `json:"at,omitempty"`
 }
 
 // Endpoint is one address of a workload behind a Service port.

@@ -39,10 +39,10 @@ type Directory struct {
 	kick   chan struct{} // has an element when the interest has changed
 
 	mu        sync.Mutex
-	proxy     map[netip.Addr]struct{} // the proxy's interest
-	local     map[netip.Addr]struct{} // this node's pods
-	asked     map[netip.Addr]struct{} // by the stream that is open
-	state     *state                  // for the goroutine of the stream alone, but for asked addresses that are dropped
+	proxy     questions // the proxy's interest
+	local     questions // this node's pods
+	asked     questions // by the stream that is open
+	state     *state    // for the goroutine of the stream alone, but for asked addresses that are dropped
 	view      *discovery.View
 	connected bool
 	fault     error
@@ -53,20 +53,31 @@ func New(cfg Config) *Directory {
 	return &Directory{
 		cfg: cfg, kick: make(chan struct{}, 1), view: &discovery.View{}, state: newState(cfg.Node),
 		client: discoveryv1connect.NewDiscoveryServiceClient(cfg.Client, cfg.URL, connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage)),
-		proxy:  map[netip.Addr]struct{}{}, local: map[netip.Addr]struct{}{}, asked: map[netip.Addr]struct{}{},
+		proxy:  questions{}, local: questions{}, asked: questions{},
 	}
 }
 
+// questions are addresses as a whole (port 0), and ports of such as others share.
+type questions map[netip.AddrPort]struct{}
+
+func question(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
 // Reset replaces the proxy's interest.
-func (d *Directory) Reset(all []netip.Addr) { d.replace(&d.proxy, all) }
+func (d *Directory) Reset(all []netip.AddrPort) { d.replace(&d.proxy, all) }
 
 // Local replaces the addresses of this node's pods.
-func (d *Directory) Local(all []netip.Addr) { d.replace(&d.local, all) }
-
-func (d *Directory) replace(set *map[netip.Addr]struct{}, all []netip.Addr) {
-	fresh := make(map[netip.Addr]struct{}, len(all))
+func (d *Directory) Local(all []netip.Addr) {
+	whole := make([]netip.AddrPort, 0, len(all))
 	for _, a := range all {
-		fresh[a.Unmap()] = struct{}{}
+		whole = append(whole, netip.AddrPortFrom(a, 0))
+	}
+	d.replace(&d.local, whole)
+}
+
+func (d *Directory) replace(set *questions, all []netip.AddrPort) {
+	fresh := make(questions, len(all))
+	for _, a := range all {
+		fresh[question(a)] = struct{}{}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -88,10 +99,10 @@ func (d *Directory) Lookup(q *node.Lookup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, a := range q.Add {
-		d.proxy[a.Unmap()] = struct{}{}
+		d.proxy[question(a)] = struct{}{}
 	}
 	for _, a := range q.Drop {
-		delete(d.proxy, a.Unmap())
+		delete(d.proxy, question(a))
 	}
 	d.poke()
 }
@@ -202,13 +213,15 @@ func (d *Directory) open(stream *watch, changed func()) error {
 	return d.tell(stream, changed)
 }
 
-func (d *Directory) wants(a netip.Addr) bool {
+func (d *Directory) wants(a netip.AddrPort) bool {
 	_, local := d.local[a]
 	_, proxy := d.proxy[a]
 	return local || proxy
 }
 
-func message(a netip.Addr) *discoveryv1.Address { return &discoveryv1.Address{Ip: a.AsSlice()} }
+func message(a netip.AddrPort) *discoveryv1.Address {
+	return &discoveryv1.Address{Ip: a.Addr().AsSlice(), Port: uint32(a.Port())}
+}
 
 // send tells of the interest whenever it has changed.
 func (d *Directory) send(ctx context.Context, stream *watch, changed func()) error {
@@ -253,7 +266,7 @@ func (d *Directory) change() *discoveryv1.WatchRequest {
 			n++
 		}
 	}
-	for _, set := range []map[netip.Addr]struct{}{d.local, d.proxy} {
+	for _, set := range []questions{d.local, d.proxy} {
 		for a := range set {
 			if _, ok := d.asked[a]; !ok && n < maxSubscribe {
 				d.asked[a] = struct{}{}

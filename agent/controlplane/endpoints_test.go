@@ -81,6 +81,9 @@ func texts(services []mesh.Service) string {
 			for _, e := range p.Endpoints {
 				text += " " + e.Addr.String()
 			}
+			if len(p.At) > 0 {
+				text += fmt.Sprint(" at ", p.At)
+			}
 		}
 	}
 	return text
@@ -102,6 +105,7 @@ func TestPoliciesOfAddresses(t *testing.T) {
 		m := web(endpoint("a", "10.0.0.1", true), here)
 		v := m.Services[0]
 		v.InternalPolicy, v.ExternalPolicy, v.ExternalIps, v.Ports = tc.internal, tc.external, [][]byte{ip("198.51.100.1")}, v.Ports[:1]
+		m.Answers = append(m.Answers, answer("198.51.100.1", pb.Answer_KIND_SERVICE, "shop/web"))
 		s := newState("n1")
 		s.apply(m, all)
 		if got := texts(s.view().Services); got != tc.want {

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -18,7 +19,7 @@ type state struct {
 	version    uint64 // 0: nothing, or a part of something
 	partial    bool   // more of a version is to come
 
-	answers   map[netip.Addr]*discoveryv1.Answer
+	answers   map[netip.AddrPort]*discoveryv1.Answer // port 0: of the whole address
 	services  map[string]*service
 	workloads map[string]*discoveryv1.Workload
 }
@@ -30,12 +31,12 @@ type service struct {
 
 func newState(node string) *state {
 	return &state{
-		node: node, answers: map[netip.Addr]*discoveryv1.Answer{}, services: map[string]*service{}, workloads: map[string]*discoveryv1.Workload{},
+		node: node, answers: map[netip.AddrPort]*discoveryv1.Answer{}, services: map[string]*service{}, workloads: map[string]*discoveryv1.Workload{},
 	}
 }
 
 // apply takes in a response. wants tells which addresses are still of interest.
-func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.Addr) bool) {
+func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.AddrPort) bool) {
 	if m.GetReset_() {
 		clear(s.answers)
 		clear(s.services)
@@ -54,8 +55,10 @@ func (s *state) apply(m *discoveryv1.WatchResponse, wants func(netip.Addr) bool)
 		s.update(u)
 	}
 	for _, a := range m.GetAnswers() {
-		if ip, ok := netip.AddrFromSlice(a.GetAddress().GetIp()); ok && wants(ip.Unmap()) {
-			s.answers[ip.Unmap()] = a
+		if ip, ok := netip.AddrFromSlice(a.GetAddress().GetIp()); ok {
+			if q := netip.AddrPortFrom(ip.Unmap(), uint16(a.GetAddress().GetPort())); wants(q) {
+				s.answers[q] = a
+			}
 		}
 	}
 	s.epoch, s.version = m.GetPosition().GetEpoch(), m.GetPosition().GetVersion()
@@ -92,7 +95,7 @@ func (s *state) update(u *discoveryv1.EndpointsUpdate) {
 
 // forget drops the answers that nobody wants, and what no answer leads to any more: of its changes nothing is heard. What
 // has come of a version that is not whole may yet be led to.
-func (s *state) forget(wants func(netip.Addr) bool) {
+func (s *state) forget(wants func(netip.AddrPort) bool) {
 	if s.partial {
 		return
 	}
@@ -129,18 +132,32 @@ func (s *state) view() *discovery.View {
 			Node: w.GetNode(), Addrs: addrs(w.GetIps()), Meshed: reachable(w), Mode: modes[w.GetMtlsMode()], Down: downs[w.GetDownMode()],
 		})
 	}
-	for key, one := range s.services {
-		v.Services = append(v.Services, s.describe(key, one)...)
-	}
-	for _, a := range slices.SortedFunc(maps.Keys(s.answers), netip.Addr.Compare) { // equal states, equal views
+	reached := map[string][]reach{}
+	for _, a := range slices.SortedFunc(maps.Keys(s.answers), netip.AddrPort.Compare) { // equal states, equal views
 		answer := s.answers[a]
+		if a.Port() == 0 && answer.GetByPort() {
+			v.ByPort = append(v.ByPort, a.Addr())
+			continue
+		}
 		switch answer.GetKind() {
+		case discoveryv1.Answer_KIND_SERVICE:
+			r, key := reach{a, answer}, answer.GetService()
+			if one := s.services[key]; one != nil && a.Port() != 0 && !one.has(r.port()) {
+				v.Nobody = append(v.Nobody, a)
+				continue
+			}
+			reached[key] = append(reached[key], r)
 		case discoveryv1.Answer_KIND_WORKLOAD:
-			v.Services = append(v.Services, declared(a, answer)...)
+			v.Services = append(v.Services, s.ports(a, answer)...)
 		case discoveryv1.Answer_KIND_NOBODY, discoveryv1.Answer_KIND_NODE:
-			// A node's address, too: what stands there has no identity, and kube-proxy knows its ports.
+			// A node's address, too: what stands there has no identity.
 			v.Nobody = append(v.Nobody, a)
-		default: // a Service, which is told of above; or no answer at all, and the proxy does what the pod's mode says
+		default: // no answer, and the proxy does what the pod's mode says
+		}
+	}
+	for key, at := range reached {
+		if one := s.services[key]; one != nil && one.Service != nil {
+			v.Services = append(v.Services, s.describe(one, at)...)
 		}
 	}
 	return v
@@ -180,17 +197,33 @@ func addrs(raw [][]byte) []netip.Addr {
 	return out
 }
 
-// declared is what Services say of the ports of a workload that is dialled by its own address, as Services without an
-// address.
-func declared(a netip.Addr, answer *discoveryv1.Answer) []mesh.Service {
+// ports are what is said of ports of a workload, as Services without an address: its own, when it is dialled by its own address,
+// that Services declare; or the one behind a host port.
+func (s *state) ports(a netip.AddrPort, answer *discoveryv1.Answer) []mesh.Service {
+	if a.Port() != 0 {
+		return s.hostPort(a, answer)
+	}
 	var out []mesh.Service
 	for _, d := range answer.GetDeclared() {
 		namespace, name, _ := strings.Cut(d.GetService(), "/")
 		port := uint16(d.GetPort())
 		out = append(out, mesh.Service{Namespace: namespace, Name: name, Addrs: []netip.Addr{}, Ports: []mesh.Port{{
 			Port: port, Protocol: protocol(d.GetProtocol()),
-			Endpoints: []mesh.Endpoint{{Addr: netip.AddrPortFrom(a, port), Workload: answer.GetWorkload()}},
+			Endpoints: []mesh.Endpoint{{Addr: netip.AddrPortFrom(a.Addr(), port), Workload: answer.GetWorkload()}},
 		}}})
 	}
 	return out
+}
+
+func (s *state) hostPort(a netip.AddrPort, answer *discoveryv1.Answer) []mesh.Service {
+	w := s.workloads[answer.GetWorkload()]
+	port := mesh.Port{Port: cmp.Or(uint16(answer.GetWorkloadPort()), a.Port()), Protocol: mesh.Detect, At: []netip.AddrPort{a}}
+	for _, ip := range addrs(w.GetIps()) {
+		if ip.Is4() == a.Addr().Is4() {
+			port.Endpoints = []mesh.Endpoint{{Addr: netip.AddrPortFrom(ip, port.Port), Workload: w.GetUid()}}
+			break
+		}
+	}
+	namespace, name, _ := strings.Cut((&mesh.Workload{Namespace: w.GetNamespace(), Name: w.GetName(), Owner: w.GetOwner()}).Label(), "/")
+	return []mesh.Service{{Namespace: namespace, Name: name, Addrs: []netip.Addr{}, Ports: []mesh.Port{port}}}
 }

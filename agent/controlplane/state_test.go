@@ -3,7 +3,6 @@ package controlplane
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
@@ -38,7 +37,7 @@ func web(endpoints ...*pb.Endpoint) *pb.WatchResponse {
 	}
 }
 
-func all(netip.Addr) bool { return true }
+func all(netip.AddrPort) bool { return true }
 
 // used are the addresses behind port 80 of the only service.
 func used(t *testing.T, v *discovery.View) string {
@@ -66,13 +65,13 @@ func TestChanges(t *testing.T) {
 	// A new description keeps the endpoints.
 	m := web()
 	m.Endpoints, m.Services[0].Ports = nil, append([]*pb.ServicePort{}, web().Services[0].Ports...)
-	m.Services[0].ClusterIps = [][]byte{ip("10.96.0.8")}
+	m.Services[0].AffinitySeconds = 60
 	s.apply(m, all)
-	if v := s.view(); used(t, v) != "10.0.0.2:8080 10.0.0.3:8080" || v.Services[0].Addrs[0].String() != "10.96.0.8" {
+	if v := s.view(); used(t, v) != "10.0.0.2:8080 10.0.0.3:8080" || v.Services[0].Affinity != 60 {
 		t.Errorf("after a new description: %+v", v.Services)
 	}
 	s.apply(&pb.WatchResponse{Position: &pb.Position{Epoch: "f", Version: 1}, Reset_: true,
-		Answers: []*pb.Answer{answer("10.96.0.8", pb.Answer_KIND_NOBODY, "")}}, all)
+		Answers: []*pb.Answer{answer("10.96.0.7", pb.Answer_KIND_NOBODY, "")}}, all)
 	if v := s.view(); len(v.Services) != 0 || len(v.Nobody) != 1 || s.epoch != "f" {
 		t.Errorf("after a reset: %+v", v)
 	}
@@ -89,8 +88,7 @@ func TestAnswers(t *testing.T) {
 		Workloads: []*pb.Workload{{Uid: "u", Namespace: "db", Name: "x-0", Ips: [][]byte{ip("10.0.1.5"), {1, 2}}, Meshed: true}},
 	}, all)
 	v := s.view()
-	slices.SortFunc(v.Nobody, netip.Addr.Compare)
-	if fmt.Sprint(v.Nobody) != "[10.0.0.250 192.0.2.1 192.0.2.3]" {
+	if fmt.Sprint(v.Nobody) != "[10.0.0.250:0 192.0.2.1:0 192.0.2.3:0]" {
 		t.Errorf("nobody: %v", v.Nobody)
 	}
 	if len(v.Services) != 1 || len(v.Services[0].Addrs) != 0 || v.Services[0].Ports[0].Endpoints[0].Addr.String() != "10.0.1.5:9090" {
@@ -100,7 +98,7 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("workloads: %+v", v.Workloads)
 	}
 	// What is wanted no more is dropped, with what only it led to.
-	s.forget(func(a netip.Addr) bool { return a == netip.MustParseAddr("192.0.2.1") })
+	s.forget(func(a netip.AddrPort) bool { return a == netip.MustParseAddrPort("192.0.2.1:0") })
 	if v := s.view(); len(v.Nobody) != 1 || len(v.Services)+len(v.Workloads) != 0 {
 		t.Errorf("after forgetting: %+v", v)
 	}

@@ -12,18 +12,29 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// services is svc as a node's proxy is to know it: as one Service, or as two where its cluster IPs lead to pods of the node
-// alone (see agent/controlplane, where EndpointSlices say more).
+// services is svc as a node's proxy is to know it: as one Service, or as several where its cluster IPs lead to pods of the node
+// alone, or its load balancer's addresses are for some clients alone (see agent/controlplane, where EndpointSlices say more).
 func services(name manifest.Name, svc *corev1.Service, pods []podView, node string) []mesh.Service {
-	own, outside := kube.ClusterIPs(&svc.Spec), kube.OutsideIPs(svc)
-	all := append(slices.Clone(own), slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) })...)
-	if !kube.Local(&svc.Spec) {
-		return []mesh.Service{service(name, svc, all, pods)}
+	own, outside, balanced := kube.ClusterIPs(&svc.Spec), kube.OutsideIPs(svc), kube.BalancerIPs(svc)
+	sources := kube.SourceRanges(svc)
+	if len(sources) == 0 {
+		balanced = nil
 	}
-	here := slices.DeleteFunc(slices.Clone(pods), func(v podView) bool { return !Local(v.pod, node) })
-	out := []mesh.Service{service(name, svc, own, here)}
-	if len(all) > len(own) {
-		out = append(out, service(name, svc, all[len(own):], pods))
+	outside = slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) || slices.Contains(balanced, a) })
+	var out []mesh.Service
+	if kube.Local(&svc.Spec) {
+		here := slices.DeleteFunc(slices.Clone(pods), func(v podView) bool { return !Local(v.pod, node) })
+		out = append(out, service(name, svc, own, here))
+	} else {
+		outside = append(own, outside...)
+	}
+	if len(outside) > 0 || len(out) == 0 {
+		out = append(out, service(name, svc, outside, pods))
+	}
+	if len(balanced) > 0 {
+		s := service(name, svc, balanced, pods)
+		s.Sources = sources
+		out = append(out, s)
 	}
 	return out
 }

@@ -40,11 +40,17 @@ spec:
 		{"  internalTrafficPolicy: Local\n", "web [10.96.0.7] 1 endpoints, affinity 0\nweb [198.51.100.1 198.51.100.2] 2 endpoints, affinity 0\n"},
 		{"  sessionAffinity: ClientIP\n", "web [10.96.0.7 198.51.100.1 198.51.100.2] 2 endpoints, affinity 10800\n"},
 		{"  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}\n", "web [10.96.0.7 198.51.100.1 198.51.100.2] 2 endpoints, affinity 60\n"},
+		{"  type: LoadBalancer\n  loadBalancerSourceRanges: [10.1.0.0/16]\n",
+			"web [10.96.0.7 198.51.100.1] 2 endpoints, affinity 0\nweb [198.51.100.2] 2 endpoints, affinity 0, for [10.1.0.0/16]\n"},
 	} {
 		got := ""
 		for _, s := range Build(load(t, head+tc.spec), Options{Node: "n2"}).Services {
 			if s.Name == "web" {
-				got += fmt.Sprintf("%s %v %d endpoints, affinity %d\n", s.Name, s.Addrs, len(s.Ports[0].Endpoints), s.Affinity)
+				got += fmt.Sprintf("%s %v %d endpoints, affinity %d", s.Name, s.Addrs, len(s.Ports[0].Endpoints), s.Affinity)
+				if len(s.Sources) > 0 {
+					got += fmt.Sprint(", for ", s.Sources)
+				}
+				got += "\n"
 			}
 		}
 		if got != tc.want {

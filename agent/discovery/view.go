@@ -13,7 +13,8 @@ import (
 type View struct {
 	Workloads []mesh.Workload
 	Services  []mesh.Service
-	Nobody    []netip.Addr // outside the mesh
+	Nobody    []netip.AddrPort // outside the mesh; port 0: the whole address
+	ByPort    []netip.Addr     // addresses whose ports belong to others
 }
 
 // Extend adds v to the node's own part of a snapshot, which is then on demand. Of the node's own pods the node knows
@@ -34,7 +35,7 @@ func Extend(s *node.Snapshot, v *View) {
 	}
 	s.Services = append(s.Services, v.Services...)
 	for _, a := range v.Nobody {
-		if !own[a.Unmap()] {
+		if !own[a.Addr().Unmap()] {
 			s.Nobody = append(s.Nobody, a)
 		}
 	}
@@ -42,5 +43,11 @@ func Extend(s *node.Snapshot, v *View) {
 	slices.SortStableFunc(s.Services, func(a, b mesh.Service) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
-	slices.SortFunc(s.Nobody, netip.Addr.Compare)
+	for _, a := range v.ByPort {
+		if !own[a.Unmap()] {
+			s.ByPort = append(s.ByPort, a)
+		}
+	}
+	slices.SortFunc(s.Nobody, netip.AddrPort.Compare)
+	slices.SortFunc(s.ByPort, netip.Addr.Compare)
 }

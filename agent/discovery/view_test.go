@@ -19,7 +19,8 @@ func TestExtend(t *testing.T) {
 			{UID: "a", Node: "n2", Addrs: []netip.Addr{addr("10.0.1.1"), addr("fd00::1")}}, // not meshed
 		},
 		Services: []mesh.Service{{Namespace: "shop", Name: "web"}, {Namespace: "db", Name: "x"}},
-		Nobody:   []netip.Addr{addr("192.0.2.7"), addr("10.0.0.2"), addr("192.0.2.1")},
+		Nobody:   []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:80"), netip.MustParseAddrPort("10.0.0.2:0"), netip.MustParseAddrPort("192.0.2.1:0")},
+		ByPort:   []netip.Addr{addr("192.0.2.7"), addr("192.0.2.5")},
 	})
 	if !s.OnDemand || len(s.Workloads) != 3 || s.Workloads[0].UID != "a" || s.Workloads[1].UID != "b" || s.Workloads[2].UID != "c" || !s.Workloads[1].Meshed {
 		t.Errorf("workloads %+v", s.Workloads)
@@ -27,7 +28,7 @@ func TestExtend(t *testing.T) {
 	if len(s.Services) != 2 || s.Services[0].Namespace != "db" {
 		t.Errorf("services %+v", s.Services)
 	}
-	if len(s.Nobody) != 2 || s.Nobody[0] != addr("192.0.2.1") || s.Nobody[1] != addr("192.0.2.7") {
+	if len(s.Nobody) != 2 || s.Nobody[0].String() != "192.0.2.1:0" || s.Nobody[1].String() != "192.0.2.7:80" || len(s.ByPort) != 2 || s.ByPort[0] != addr("192.0.2.5") {
 		t.Errorf("nobody %v", s.Nobody)
 	}
 }

@@ -30,9 +30,9 @@ type Objects interface {
 // Directory knows who has the addresses that this node's pods talk to, and tells the Manager's Kick when its View has
 // changed. It is safe for concurrent use, and none of its methods blocks.
 type Directory interface {
-	Reset(all []netip.Addr) // the proxy's interest, when a proxy was found
-	Lookup(*node.Lookup)    // how it changed since
-	Local(all []netip.Addr) // addresses of this node's pods, which are always of interest: for what Services declare of them
+	Reset(all []netip.AddrPort) // the proxy's interest, when a proxy was found
+	Lookup(*node.Lookup)        // how it changed since
+	Local(all []netip.Addr)     // addresses of this node's pods, which are always of interest: for what Services declare of them
 	View() *discovery.View
 }
 

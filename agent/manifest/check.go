@@ -208,6 +208,11 @@ func (d *decoder) service(s *corev1.Service, spec string) {
 	for i, ip := range s.Spec.ExternalIPs {
 		d.address(join(spec, "externalIPs")+"["+strconv.Itoa(i)+"]", ip)
 	}
+	for i, r := range s.Spec.LoadBalancerSourceRanges {
+		if _, err := netip.ParsePrefix(r); err != nil {
+			d.at(join(spec, "loadBalancerSourceRanges")+"["+strconv.Itoa(i)+"]", "%q is no prefix, as 10.0.0.0/8", r)
+		}
+	}
 	d.word(join(spec, "sessionAffinity"), string(s.Spec.SessionAffinity), "None", "ClientIP")
 	if t := kube.AffinitySeconds(&s.Spec); s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP && (t < 1 || t > 86400) {
 		d.at(join(join(join(spec, "sessionAffinityConfig"), "clientIP"), "timeoutSeconds"), "want 1 to 86400, got %d", int32(t))

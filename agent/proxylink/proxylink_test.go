@@ -70,8 +70,8 @@ func converse(c *frame.Conn) {
 			ack.Error = "no such pod"
 		case m.Remove != nil:
 			_ = c.Send(&node.Message{Drained: &node.Drained{Cookie: m.Remove.Cookie}})
-			asked := netip.AddrFrom4([4]byte{10, 0, 0, byte(m.Remove.Cookie)})
-			_ = c.Send(&node.Message{Lookup: &node.Lookup{Add: []netip.Addr{asked}}})
+			asked := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(m.Remove.Cookie)}), 80)
+			_ = c.Send(&node.Message{Lookup: &node.Lookup{Add: []netip.AddrPort{asked}}})
 		}
 		_ = c.Send(&node.Message{ID: m.ID, Ack: ack})
 		if m.Shutdown != nil {
@@ -345,7 +345,7 @@ func TestCalls(t *testing.T) {
 			t.Fatal("a drained pod was not reported")
 		}
 	}
-	for _, want := range []string{"10.0.0.7", "10.0.0.8"} {
+	for _, want := range []string{"10.0.0.7:80", "10.0.0.8:80"} {
 		if q := <-asked; len(q.Add) != 1 || q.Add[0].String() != want {
 			t.Errorf("asked for %+v, want %s", q, want)
 		}

@@ -667,8 +667,9 @@ type Address struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 4 or 16 bytes, network order. IPv4 in IPv6 (::ffff:0:0/96) means the IPv4 address. JSON shows it in base64.
 	Ip []byte `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
-	// TCP port, or 0 for the address as a whole. It matters for addresses of nodes, where it tells the NodePorts of Services apart,
-	// and for external IPs that Services share. Elsewhere the answer is the same for every port.
+	// TCP port, or 0 for the address as a whole. It matters for addresses of nodes, where it tells apart the NodePorts of Services,
+	// the host ports of pods, and what else listens there; and for external IPs that Services share. Elsewhere the answer is the
+	// same for every port. Answer.by_port says which it is.
 	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -731,7 +732,16 @@ type Answer struct {
 	Workload string `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
 	// For a workload's address: what Services, headless ones included, declare that its ports speak. Of Services that
 	// contradict each other the first by key counts.
-	Declared      []*DeclaredPort `protobuf:"bytes,6,rep,name=declared,proto3" json:"declared,omitempty"`
+	Declared []*DeclaredPort `protobuf:"bytes,6,rep,name=declared,proto3" json:"declared,omitempty"`
+	// Whether ports of the address may belong to others than the address as a whole: ask for each that is dialled.
+	ByPort bool `protobuf:"varint,7,opt,name=by_port,json=byPort,proto3" json:"by_port,omitempty"`
+	// Which of the workload's ports it is, when the address is a node's: the port dialled is a host port of the pod. 0: the one
+	// dialled. What Services declare of it is not said: declared is for the workload's own addresses.
+	WorkloadPort uint32 `protobuf:"varint,8,opt,name=workload_port,json=workloadPort,proto3" json:"workload_port,omitempty"`
+	// The node whose NodePort or host port it is, and its zone, which may be empty. kube-proxy of that node chooses the endpoint: hints
+	// for it count, and not those for the caller's.
+	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
+	Zone          string `protobuf:"bytes,10,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -806,6 +816,34 @@ func (x *Answer) GetDeclared() []*DeclaredPort {
 		return x.Declared
 	}
 	return nil
+}
+
+func (x *Answer) GetByPort() bool {
+	if x != nil {
+		return x.ByPort
+	}
+	return false
+}
+
+func (x *Answer) GetWorkloadPort() uint32 {
+	if x != nil {
+		return x.WorkloadPort
+	}
+	return 0
+}
+
+func (x *Answer) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Answer) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 // DeclaredPort is what a Service says of a port of its pods.
@@ -897,8 +935,13 @@ type Service struct {
 	PublishNotReady bool `protobuf:"varint,10,opt,name=publish_not_ready,json=publishNotReady,proto3" json:"publish_not_ready,omitempty"`
 	// spec.trafficDistribution as written. What it comes to is in the endpoints' hints.
 	TrafficDistribution string `protobuf:"bytes,11,opt,name=traffic_distribution,json=trafficDistribution,proto3" json:"traffic_distribution,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Those of external_ips that are load balancers'.
+	LoadBalancerIps [][]byte `protobuf:"bytes,12,rep,name=load_balancer_ips,json=loadBalancerIps,proto3" json:"load_balancer_ips,omitempty"`
+	// Prefixes, as "10.0.0.0/8", of the clients from which connections to load_balancer_ips are taken; those of others are dropped. Empty:
+	// all clients.
+	SourceRanges  []string `protobuf:"bytes,13,rep,name=source_ranges,json=sourceRanges,proto3" json:"source_ranges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -1006,6 +1049,20 @@ func (x *Service) GetTrafficDistribution() string {
 		return x.TrafficDistribution
 	}
 	return ""
+}
+
+func (x *Service) GetLoadBalancerIps() [][]byte {
+	if x != nil {
+		return x.LoadBalancerIps
+	}
+	return nil
+}
+
+func (x *Service) GetSourceRanges() []string {
+	if x != nil {
+		return x.SourceRanges
+	}
+	return nil
 }
 
 // ServicePort is one TCP port of a service.
@@ -1175,8 +1232,8 @@ type Endpoint struct {
 	Node string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
 	// Its zone (topology.kubernetes.io/zone); may be empty.
 	Zone string `protobuf:"bytes,9,opt,name=zone,proto3" json:"zone,omitempty"`
-	// Zones and nodes whose clients should prefer it. If every ready endpoint of a service has hints, and some fit the client,
-	// only those are used; otherwise hints are passed over.
+	// Zones and nodes whose clients should prefer it. If every ready endpoint of a service's port and family has hints, and some
+	// fit the client, only those are used, by nodes before by zones; otherwise hints are passed over.
 	HintZones []string `protobuf:"bytes,10,rep,name=hint_zones,json=hintZones,proto3" json:"hint_zones,omitempty"`
 	HintNodes []string `protobuf:"bytes,11,rep,name=hint_nodes,json=hintNodes,proto3" json:"hint_nodes,omitempty"`
 	// Hostname inside the service's subdomain: a pod of a StatefulSet is HOSTNAME.SERVICE.NAMESPACE.svc.
@@ -1970,14 +2027,19 @@ const file_conduit_discovery_v1_discovery_proto_rawDesc = "" +
 	"\blocality\x18\b \x01(\v2\x1e.conduit.discovery.v1.LocalityR\blocality\"-\n" +
 	"\aAddress\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\fR\x02ip\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\rR\x04port\"\x86\x03\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\"\xec\x03\n" +
 	"\x06Answer\x127\n" +
 	"\aaddress\x18\x01 \x01(\v2\x1d.conduit.discovery.v1.AddressR\aaddress\x125\n" +
 	"\x04kind\x18\x02 \x01(\x0e2!.conduit.discovery.v1.Answer.KindR\x04kind\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12!\n" +
 	"\fservice_port\x18\x04 \x01(\rR\vservicePort\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12>\n" +
-	"\bdeclared\x18\x06 \x03(\v2\".conduit.discovery.v1.DeclaredPortR\bdeclared\"s\n" +
+	"\bdeclared\x18\x06 \x03(\v2\".conduit.discovery.v1.DeclaredPortR\bdeclared\x12\x17\n" +
+	"\aby_port\x18\a \x01(\bR\x06byPort\x12#\n" +
+	"\rworkload_port\x18\b \x01(\rR\fworkloadPort\x12\x12\n" +
+	"\x04node\x18\t \x01(\tR\x04node\x12\x12\n" +
+	"\x04zone\x18\n" +
+	" \x01(\tR\x04zone\"s\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vKIND_NOBODY\x10\x01\x12\x10\n" +
@@ -1988,7 +2050,7 @@ const file_conduit_discovery_v1_discovery_proto_rawDesc = "" +
 	"\fDeclaredPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12:\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x1e.conduit.discovery.v1.ProtocolR\bprotocol\x12\x18\n" +
-	"\aservice\x18\x03 \x01(\tR\aservice\"\x9d\x06\n" +
+	"\aservice\x18\x03 \x01(\tR\aservice\"\xee\x06\n" +
 	"\aService\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x126\n" +
 	"\x04type\x18\x02 \x01(\x0e2\".conduit.discovery.v1.Service.TypeR\x04type\x12\x1f\n" +
@@ -2002,7 +2064,9 @@ const file_conduit_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x0fexternal_policy\x18\t \x01(\x0e2+.conduit.discovery.v1.Service.TrafficPolicyR\x0eexternalPolicy\x12*\n" +
 	"\x11publish_not_ready\x18\n" +
 	" \x01(\bR\x0fpublishNotReady\x121\n" +
-	"\x14traffic_distribution\x18\v \x01(\tR\x13trafficDistribution\"\x88\x01\n" +
+	"\x14traffic_distribution\x18\v \x01(\tR\x13trafficDistribution\x12*\n" +
+	"\x11load_balancer_ips\x18\f \x03(\fR\x0floadBalancerIps\x12#\n" +
+	"\rsource_ranges\x18\r \x03(\tR\fsourceRanges\"\x88\x01\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fTYPE_CLUSTER_IP\x10\x01\x12\x11\n" +

@@ -138,13 +138,39 @@ func ClusterIPs(s *corev1.ServiceSpec) []netip.Addr {
 
 // OutsideIPs are the Service's external IPs, and those of its load balancer whose packets it takes itself.
 func OutsideIPs(s *corev1.Service) []netip.Addr {
-	all := slices.Clone(s.Spec.ExternalIPs)
+	all := addresses(s.Spec.ExternalIPs)
+	for _, a := range BalancerIPs(s) {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// BalancerIPs are those of the Service's load balancer whose packets the Service takes itself.
+func BalancerIPs(s *corev1.Service) []netip.Addr {
+	var all []string
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
 			all = append(all, in.IP)
 		}
 	}
 	return addresses(all)
+}
+
+// SourceRanges are the prefixes of clients that BalancerIPs are for; empty: all. They count for Services of the type
+// LoadBalancer alone. What is no prefix is left out, as kube-proxy does.
+func SourceRanges(s *corev1.Service) []netip.Prefix {
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, r := range s.Spec.LoadBalancerSourceRanges {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(r)); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 func addresses(all []string) []netip.Addr {

@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the protocol version. Agent and proxy of different versions refuse each other.
-const Version = 2
+const Version = 3
 
 // Slot numbers one of a pod's four listeners, in the order in which their descriptors are sent.
 type Slot uint32
@@ -54,8 +54,8 @@ type Hello struct {
 	Snapshot uint64   `json:"snapshot"` // version it acts on, 0 for none
 	Pods     []uint64 `json:"pods"`     // netns cookies of the pods whose listeners it holds, draining ones excluded
 	Draining []uint64 `json:"draining"`
-	// Interest is every address that it wants to be told about, as the sum of its Lookups.
-	Interest []netip.Addr `json:"interest"`
+	// Interest is all that it wants to be told about, as the sum of its Lookups.
+	Interest []netip.AddrPort `json:"interest"`
 }
 
 // Kernel hands over the BPF socket storage that tells the proxy's own sockets apart (package kernel, SockTag).
@@ -65,15 +65,16 @@ type Kernel struct{}
 //
 // Without OnDemand it is everything that there is: an address that is not in it is outside the mesh. With OnDemand it
 // is what this node was asked for: the proxy has connections to an address wait, for a moment, that neither a
-// workload, nor a Service, nor Nobody has, and asks for it by Lookup.
+// workload, nor a Service, nor Nobody has, and asks for it by Lookup. Of the addresses in ByPort it asks for each port.
 type Snapshot struct {
-	Version     uint64          `json:"version"`
-	TrustDomain string          `json:"trustDomain"`
-	Node        string          `json:"node"`
-	Workloads   []mesh.Workload `json:"workloads"`
-	Services    []mesh.Service  `json:"services"`
-	OnDemand    bool            `json:"onDemand,omitempty"`
-	Nobody      []netip.Addr    `json:"nobody,omitempty"` // asked for, and outside the mesh
+	Version     uint64           `json:"version"`
+	TrustDomain string           `json:"trustDomain"`
+	Node        string           `json:"node"`
+	Workloads   []mesh.Workload  `json:"workloads"`
+	Services    []mesh.Service   `json:"services"`
+	OnDemand    bool             `json:"onDemand,omitempty"`
+	Nobody      []netip.AddrPort `json:"nobody,omitempty"` // asked for, and outside the mesh; port 0: the whole address
+	ByPort      []netip.Addr     `json:"byPort,omitempty"` // asked for, and ports of them belong to others: nodes'
 }
 
 // Certificates are the leaf certificates of this node's identities, and the roots to trust.
@@ -116,11 +117,11 @@ type Drained struct {
 	Cookie uint64 `json:"cookie"`
 }
 
-// Lookup asks for addresses that pods have dialled. The answer is a Snapshot that has them, as soon as there is one; and
-// later ones have them as long as they are not dropped.
+// Lookup asks for addresses that pods have dialled, as a whole (port 0), or for ports of those that Snapshot.ByPort has. The answer
+// is a Snapshot that has them, as soon as there is one; and later ones have them as long as they are not dropped.
 type Lookup struct {
-	Add  []netip.Addr `json:"add,omitempty"`
-	Drop []netip.Addr `json:"drop,omitempty"` // no connection has used them for minutes
+	Add  []netip.AddrPort `json:"add,omitempty"`
+	Drop []netip.AddrPort `json:"drop,omitempty"` // no connection has used them for minutes
 }
 
 // Ack answers a request. Error is empty on success. Stats is the Prometheus text exposition for a StatsRequest.

@@ -36,6 +36,7 @@ type Index struct {
 	services   map[Name]*entry
 	addrs      map[netip.Addr]*address
 	nodePorts  map[uint32][]*entry        // in the order of their keys
+	hostPorts  map[hostPort][]*workload   // the last one counts
 	portSubs   map[uint32]map[*Stream]int // streams that ask about a port, and for how many addresses
 	streams    int
 }
@@ -67,14 +68,15 @@ type entry struct {
 type address struct {
 	services []*entry    // by their virtual addresses, in the order of their keys
 	pods     []*workload // whose own it is; the last one counts
-	nodes    int         // nodes that have it
+	nodes    []string    // nodes whose internal address it is, in their order
+	hosts    int         // nodes that have it, as whatever
 	behind   []ref       // endpoints at it
 	version  uint64
 	watch    map[*Stream]struct{}
 }
 
 func (a *address) empty() bool {
-	return len(a.services) == 0 && len(a.pods) == 0 && a.nodes == 0 && len(a.behind) == 0 && len(a.watch) == 0
+	return len(a.services) == 0 && len(a.pods) == 0 && a.hosts == 0 && len(a.behind) == 0 && len(a.watch) == 0
 }
 
 // ref names an endpoint.
@@ -87,7 +89,7 @@ type ref struct {
 func New() *Index {
 	x := &Index{epoch: rand.Text(), records: map[Kind]map[Name]Record{}, namespaces: map[string]*members{}, nodes: map[string]*members{},
 		workloads: map[Name]*workload{}, services: map[Name]*entry{}, addrs: map[netip.Addr]*address{},
-		nodePorts: map[uint32][]*entry{}, portSubs: map[uint32]map[*Stream]int{}}
+		nodePorts: map[uint32][]*entry{}, hostPorts: map[hostPort][]*workload{}, portSubs: map[uint32]map[*Stream]int{}}
 	for _, k := range []Kind{Pods, Namespaces, Services, Slices, Nodes, Policies} {
 		x.records[k] = map[Name]Record{}
 	}
@@ -227,18 +229,24 @@ func (x *Index) putNode(old, n *node) {
 	if old == nil {
 		old = &node{}
 	}
+	same := func(a netip.Addr) bool {
+		return slices.Contains(old.addrs, a) && slices.Contains(n.addrs, a) && slices.Contains(old.internal, a) == slices.Contains(n.internal, a)
+	}
 	for _, a := range old.addrs {
-		if !slices.Contains(n.addrs, a) {
-			x.claim(a, func(c *address) { c.nodes-- })
+		if !same(a) {
+			x.claim(a, func(c *address) { c.leave(n.name.Name) })
 		}
 	}
 	for _, a := range n.addrs {
-		if !slices.Contains(old.addrs, a) {
-			x.claim(a, func(c *address) { c.nodes++ })
+		if !same(a) {
+			x.claim(a, func(c *address) { c.join(n.name.Name, slices.Contains(n.internal, a)) })
 		}
 	}
 	if g := member(x.nodes, n.name.Name); old.zone != n.zone || old.region != n.region {
 		x.refresh(g)
+		for _, a := range n.internal { // whose answers say the zone
+			x.touchAddress(a, x.addrs[a])
+		}
 		for st := range g.streams {
 			st.moved = true
 			st.poke()

@@ -149,6 +149,7 @@ spec:
   externalTrafficPolicy: Local
   trafficDistribution: PreferSameZone
   publishNotReadyAddresses: true
+  loadBalancerSourceRanges: [10.9.0.0/8, nonsense]
 status: {loadBalancer: {ingress: [{ip: 198.51.100.2}, {ip: 198.51.100.3, ipMode: Proxy}]}}
 `), parseYAML[discoveryk8s.EndpointSlice](t, `
 metadata: {name: all-1, namespace: "n", labels: {kubernetes.io/service-name: all}}
@@ -168,7 +169,7 @@ endpoints:
 		Ports: []*discoveryv1.ServicePort{{Port: 80, Name: "h2", NodePort: 30001, Protocol: discoveryv1.Protocol_PROTOCOL_HTTP2},
 			{Port: 81, Name: "grpc-x", Protocol: discoveryv1.Protocol_PROTOCOL_HTTP2}},
 		AffinitySeconds: 60, InternalPolicy: discoveryv1.Service_TRAFFIC_POLICY_LOCAL, ExternalPolicy: discoveryv1.Service_TRAFFIC_POLICY_LOCAL,
-		PublishNotReady: true, TrafficDistribution: "PreferSameZone"}
+		PublishNotReady: true, TrafficDistribution: "PreferSameZone", LoadBalancerIps: [][]byte{{198, 51, 100, 2}}, SourceRanges: []string{"10.0.0.0/8"}}
 	if d := cmp.Diff(canonical(want), canonical(m.services["n/all"])); d != "" {
 		t.Errorf("service (-want +got):\n%s", d)
 	}

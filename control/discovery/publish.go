@@ -35,6 +35,7 @@ func (x *Index) putPod(r *pod) {
 	}
 	x.publish(w)
 	x.claimPod(w, old, r)
+	x.claimHostPorts(w, old, r)
 }
 
 func (x *Index) removePod(n Name) {
@@ -48,6 +49,7 @@ func (x *Index) removePod(n Name) {
 	x.leaveNode(w, w.rec.node)
 	w.msg = nil
 	x.claimPod(w, w.rec, &pod{})
+	x.claimHostPorts(w, w.rec, &pod{})
 }
 
 func (x *Index) leaveNode(w *workload, node string) {
@@ -102,6 +104,11 @@ func (x *Index) publish(w *workload) {
 		return
 	}
 	w.msg, w.version = m, x.stamp()
+	for _, b := range r.bindings { // some may ask about another node: they drop it
+		for st := range x.portSubs[b.port] {
+			st.mark(w)
+		}
+	}
 	for _, a := range r.addrs {
 		c := x.addrs[a]
 		if c == nil {
@@ -178,27 +185,6 @@ func (x *Index) claimVIPs(s *entry, old, r *service) {
 			x.claim(a, func(c *address) { c.services = with(c.services, s) })
 		}
 	}
-}
-
-func (x *Index) claimNodePorts(s *entry, old, r *service) {
-	change := func(from *service, f func([]*entry, *entry) []*entry) {
-		if from == nil {
-			return
-		}
-		for _, p := range from.msg.Ports {
-			if p.NodePort == 0 {
-				continue
-			}
-			if x.nodePorts[p.NodePort] = f(x.nodePorts[p.NodePort], s); len(x.nodePorts[p.NodePort]) == 0 {
-				delete(x.nodePorts, p.NodePort)
-			}
-			for st := range x.portSubs[p.NodePort] {
-				st.askPort(p.NodePort)
-			}
-		}
-	}
-	change(old, without)
-	change(r, with)
 }
 
 // with is a list in the order of keys with s in it, without one without s: what claims the same is told apart by that order.

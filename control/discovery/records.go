@@ -51,6 +51,7 @@ type pod struct {
 	owner       string
 	node        string
 	addrs       []netip.Addr
+	bindings    []binding
 	hostNetwork bool
 	ended       bool
 	said        kube.Said
@@ -84,6 +85,7 @@ type node struct {
 	name         Name
 	zone, region string
 	addrs        []netip.Addr
+	internal     []netip.Addr // those of addrs at which NodePorts are: others may not be on the node itself
 }
 
 type policy struct {
@@ -172,6 +174,7 @@ func stripPod(o *corev1.Pod) *pod {
 		p.addrs = appendAddr(p.addrs, ip.IP)
 	}
 	p.addrs = appendAddr(p.addrs, o.Status.PodIP)
+	p.bindings = bindings(&o.Spec)
 	for _, c := range o.Status.Conditions {
 		if c.Type == kube.ConditionEnrolled { // the same of most pods
 			p.enrolled = unique.Make(corev1.PodCondition{Type: kube.ConditionEnrolled, Status: c.Status, Reason: strings.Clone(c.Reason),
@@ -181,11 +184,36 @@ func stripPod(o *corev1.Pod) *pod {
 	return p
 }
 
+// bindings are the host ports of a pod. On the host's network they are nothing but its own.
+func bindings(spec *corev1.PodSpec) (out []binding) {
+	if spec.HostNetwork {
+		return nil
+	}
+	for _, containers := range [][]corev1.Container{spec.Containers, spec.InitContainers} {
+		for i := range containers {
+			for _, p := range containers[i].Ports {
+				if p.HostPort == 0 || p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+					continue
+				}
+				b := binding{port: uint32(p.HostPort), target: uint32(p.ContainerPort)}
+				if at, err := netip.ParseAddr(p.HostIP); err == nil && !at.IsUnspecified() {
+					b.at = at.Unmap()
+				}
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
 func stripNode(o *corev1.Node) *node {
 	n := &node{name: Name{Name: shared(o.Name)}, zone: shared(o.Labels[corev1.LabelTopologyZone]), region: shared(o.Labels[corev1.LabelTopologyRegion])}
 	for _, a := range o.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
 			n.addrs = appendAddr(n.addrs, a.Address)
+		}
+		if a.Type == corev1.NodeInternalIP {
+			n.internal = appendAddr(n.internal, a.Address)
 		}
 	}
 	return n
@@ -219,7 +247,10 @@ func stripService(o *corev1.Service) *service {
 	}
 	own, outside := kube.ClusterIPs(&o.Spec), kube.OutsideIPs(o)
 	s.vips = append(own, slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) })...)
-	m.ClusterIps, m.ExternalIps = addrBytes(own), addrBytes(s.vips[len(own):])
+	m.ClusterIps, m.ExternalIps, m.LoadBalancerIps = addrBytes(own), addrBytes(s.vips[len(own):]), addrBytes(kube.BalancerIPs(o))
+	for _, r := range kube.SourceRanges(o) {
+		m.SourceRanges = append(m.SourceRanges, r.String())
+	}
 	for _, p := range o.Spec.Ports {
 		if p.Protocol == corev1.ProtocolTCP || p.Protocol == "" {
 			m.Ports = append(m.Ports, &discoveryv1.ServicePort{Port: uint32(p.Port), Name: p.Name, NodePort: uint32(p.NodePort),

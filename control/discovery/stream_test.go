@@ -33,12 +33,19 @@ func (w *world) step(t testing.TB, x *Index) {
 	case 0:
 		o = makeNamespace(ns, w.pick([]string{"enabled", "disabled"}))
 	case 1:
-		o = makeNode("n"+name, w.pick([]string{"east", "west"}), "192.0.2."+w.pick([]string{"1", "2"}))
+		n := makeNode("n"+name, w.pick([]string{"east", "west"}), "192.0.2."+w.pick([]string{"1", "2"}))
+		if w.rng.IntN(6) == 0 {
+			n.Status.Addresses[0].Type = corev1.NodeExternalIP
+		}
+		o = n
 	case 2:
 		o = makePolicy(w.pick([]string{"STRICT", "PERMISSIVE"}))
 	case 3, 4:
 		p := makePod(ns, name, fmt.Sprintf("u-%s-%s-%d", ns, name, w.rng.IntN(3)), "n"+w.pick(worldNames), w.podIP())
 		p.Spec.HostNetwork = w.rng.IntN(6) == 0
+		if w.rng.IntN(3) == 0 {
+			p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{HostPort: 30001 + int32(w.rng.IntN(2)), ContainerPort: 8080}}}}
+		}
 		if w.rng.IntN(6) == 0 {
 			p.Status.Phase = corev1.PodSucceeded
 		}
@@ -46,7 +53,7 @@ func (w *world) step(t testing.TB, x *Index) {
 	case 5:
 		s := makeService(ns, name, w.pick([]string{"None", "10.96.0.1", "10.96.0.2"}), corev1.ServicePort{
 			Name: w.pick([]string{"http", "tcp"}), Port: 80, NodePort: 30000 + int32(w.rng.IntN(2))})
-		s.Spec.ExternalIPs = []string{"198.51.100.1"}
+		s.Spec.ExternalIPs = []string{w.pick([]string{"198.51.100.1", "198.51.100.1", "192.0.2.1"})}
 		o = s
 	default:
 		var backends []backend
@@ -80,7 +87,8 @@ func (w *world) step(t testing.TB, x *Index) {
 }
 
 var worldAddresses = []*discoveryv1.Address{ip("10.1.0.0"), ip("10.1.0.1"), ip("10.1.0.2"), ip("10.1.0.3"), ip("10.1.0.4"), ip("10.1.0.5"),
-	ip("10.96.0.1"), ip("10.96.0.2"), ip("192.0.2.1"), ipPort("192.0.2.1", 30000), ipPort("192.0.2.2", 30001), ip("198.51.100.1"), ipPort("10.96.0.1", 80)}
+	ip("10.96.0.1"), ip("10.96.0.2"), ip("192.0.2.1"), ipPort("192.0.2.1", 30000), ipPort("192.0.2.2", 30001), ip("198.51.100.1"),
+	ipPort("10.96.0.1", 80), ipPort("192.0.2.1", 30002), ipPort("192.0.2.2", 30002), ipPort("192.0.2.1", 80), ipPort("198.51.100.1", 80)}
 
 // TestStreamsAgree: whatever happens in whatever order, a client that applies what it is sent, at times late, and resumes
 // now and then, holds what an index would tell that was built from the same objects at once.
@@ -173,7 +181,7 @@ func compare(t *testing.T, i int, w *world, subscribed map[string]*discoveryv1.A
 	}
 }
 
-// ambiguous reports whether pods share an address: the later has it, and a map of objects has no order.
+// ambiguous reports whether pods share an address or a host port: the later has it, and a map of objects has no order.
 func ambiguous(w *world) bool {
 	pods := map[string]int{}
 	for _, o := range w.objects {
@@ -183,8 +191,14 @@ func ambiguous(w *world) bool {
 		}
 		r := stripPod(p)
 		if r.claims() {
-			if pods[r.addrs[0].String()]++; pods[r.addrs[0].String()] > 1 {
-				return true
+			claims := []string{r.addrs[0].String()}
+			for _, b := range r.bindings {
+				claims = append(claims, fmt.Sprint(r.node, b.port))
+			}
+			for _, k := range claims {
+				if pods[k]++; pods[k] > 1 {
+					return true
+				}
 			}
 		}
 	}

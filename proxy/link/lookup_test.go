@@ -47,10 +47,14 @@ func (n *testNode) wantAsked(add, drop string) {
 	}
 }
 
-func join(all []netip.Addr) string {
+func join(all []netip.AddrPort) string {
 	var out []string
 	for _, a := range all {
-		out = append(out, a.String())
+		if a.Port() == 0 {
+			out = append(out, a.Addr().String())
+		} else {
+			out = append(out, a.String())
+		}
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
@@ -107,7 +111,7 @@ func TestNobodysAddressIsOutsideTheMesh(t *testing.T) {
 	go func() { done <- echoes(t, "127.9.9.4:9000") }()
 	n.wantAsked("127.9.9.4", "")
 	s := ownPods(2)
-	s.Nobody = []netip.Addr{netip.MustParseAddr("127.9.9.4")}
+	s.Nobody = []netip.AddrPort{netip.MustParseAddrPort("127.9.9.4:0")}
 	n.must(&api.Message{Snapshot: s})
 	if !<-done || !echoes(t, "127.9.9.4:9000") {
 		t.Error("no echo")

@@ -215,7 +215,7 @@ func (sh *shard) servePlain(d *down) {
 // clientLabel names whoever has address a.
 func (sh *shard) clientLabel(a netip.Addr) string {
 	if w := sh.n.table.Load().Workload(a); w != nil {
-		return label(w)
+		return w.Label()
 	}
 	return "unknown"
 }

@@ -12,29 +12,35 @@ import (
 // connects to a pod from many addresses uses up the first half alone.
 const maxInterest = 16384
 
-// interest is the addresses that the agent is to tell of, for all shards. It is safe for concurrent use.
+// maxPorts is how many of them may be ports of shared addresses: a pod may try all those of a node.
+const maxPorts = 4096
+
+// interest is the addresses (port 0), and ports of shared addresses, that the agent is to tell of, for all shards. It is safe
+// for concurrent use.
 type interest struct {
 	mu      sync.Mutex
-	held    map[netip.Addr]int // by how many shards
-	changed map[netip.Addr]struct{}
-	told    map[netip.Addr]struct{}
+	ports   int                    // how many of held have one
+	held    map[netip.AddrPort]int // by how many shards
+	changed map[netip.AddrPort]struct{}
+	told    map[netip.AddrPort]struct{}
 	kick    chan struct{} // has an element when something has changed
 }
 
 func newInterest() *interest {
 	return &interest{
-		held: map[netip.Addr]int{}, changed: map[netip.Addr]struct{}{}, told: map[netip.Addr]struct{}{}, kick: make(chan struct{}, 1),
+		held: map[netip.AddrPort]int{}, changed: map[netip.AddrPort]struct{}{}, told: map[netip.AddrPort]struct{}{}, kick: make(chan struct{}, 1),
 	}
 }
 
 // hold makes a part of it for one shard; false when there are too many.
-func (in *interest) hold(a netip.Addr, most int) bool {
+func (in *interest) hold(a netip.AddrPort, most int) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.held[a] == 0 {
-		if len(in.held) >= most {
+		if len(in.held) >= most || a.Port() != 0 && in.ports >= maxPorts {
 			return false
 		}
+		in.count(a, 1)
 		in.change(a)
 	}
 	in.held[a]++
@@ -42,16 +48,23 @@ func (in *interest) hold(a netip.Addr, most int) bool {
 }
 
 // release takes a hold back.
-func (in *interest) release(a netip.Addr) {
+func (in *interest) release(a netip.AddrPort) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.held[a]--; in.held[a] <= 0 {
 		delete(in.held, a)
+		in.count(a, -1)
 		in.change(a)
 	}
 }
 
-func (in *interest) change(a netip.Addr) {
+func (in *interest) count(a netip.AddrPort, n int) {
+	if a.Port() != 0 {
+		in.ports += n
+	}
+}
+
+func (in *interest) change(a netip.AddrPort) {
 	in.changed[a] = struct{}{}
 	select {
 	case in.kick <- struct{}{}:
@@ -60,17 +73,17 @@ func (in *interest) change(a netip.Addr) {
 }
 
 // all is what is held; an agent that is told of it needs to be told of later changes alone.
-func (in *interest) all() []netip.Addr {
+func (in *interest) all() []netip.AddrPort {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	clear(in.changed)
 	clear(in.told)
-	out := make([]netip.Addr, 0, len(in.held))
+	out := make([]netip.AddrPort, 0, len(in.held))
 	for a := range in.held {
 		out = append(out, a)
 		in.told[a] = struct{}{}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
+	slices.SortFunc(out, netip.AddrPort.Compare)
 	return out
 }
 

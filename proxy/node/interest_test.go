@@ -9,7 +9,7 @@ import (
 )
 
 func TestInterest(t *testing.T) {
-	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	a, b := netip.MustParseAddrPort("10.0.0.1:0"), netip.MustParseAddrPort("[fd00::1]:80")
 	in := newInterest()
 	want := func(what string, add, drop int) {
 		t.Helper()
@@ -17,12 +17,12 @@ func TestInterest(t *testing.T) {
 			t.Errorf("%s: %+v", what, l)
 		}
 	}
-	for _, held := range []netip.Addr{a, a, b} {
+	for _, held := range []netip.AddrPort{a, a, b} {
 		if !in.hold(held, 2) {
 			t.Fatalf("%s is one too many", held)
 		}
 	}
-	if in.hold(netip.MustParseAddr("10.0.0.2"), 2) {
+	if in.hold(netip.MustParseAddrPort("10.0.0.2:0"), 2) {
 		t.Error("a third of two is held")
 	}
 	want("two held", 2, 0)
@@ -44,6 +44,31 @@ func TestInterest(t *testing.T) {
 	want("after all", 0, 1)
 }
 
+// A pod that tries all ports of a node leaves room for what others dial.
+func TestPortsOfInterestAreBounded(t *testing.T) {
+	in := newInterest()
+	scan := func() (held int) {
+		for port := range uint16(65535) {
+			if in.hold(netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port+1), maxInterest) {
+				held++
+			}
+		}
+		return held
+	}
+	if n := scan(); n != maxPorts {
+		t.Errorf("%d ports are held, want %d", n, maxPorts)
+	}
+	if !in.hold(netip.MustParseAddrPort("10.0.0.1:0"), maxInterest) {
+		t.Error("an address is refused")
+	}
+	for _, a := range in.all() {
+		in.release(a)
+	}
+	if n := scan(); n != maxPorts || len(in.held) != maxPorts {
+		t.Errorf("%d ports are held after all were released", n)
+	}
+}
+
 func TestUnusedAddressIsForgotten(t *testing.T) {
 	n := start(t)
 	if err := n.SetSnapshot(&api.Snapshot{Version: 1, OnDemand: true}); err != nil {
@@ -55,12 +80,12 @@ func TestUnusedAddressIsForgotten(t *testing.T) {
 		for _, a := range []netip.Addr{old, young, asked} {
 			sh.notice(a)
 		}
-		sh.lookups[old].used -= int64(lookupIdle + time.Second)
-		sh.lookups[asked].used -= int64(lookupIdle + time.Second)
+		sh.lookups[whole(old)].used -= int64(lookupIdle + time.Second)
+		sh.lookups[whole(asked)].used -= int64(lookupIdle + time.Second)
 		sh.notice(asked)
 		sh.forget()
 	})
-	if all := n.Hello().Interest; len(all) != 2 || all[0] != young || all[1] != asked {
+	if all := n.Hello().Interest; len(all) != 2 || all[0] != whole(young) || all[1] != whole(asked) {
 		t.Errorf("of interest are %v", all)
 	}
 }

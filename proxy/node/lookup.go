@@ -25,23 +25,39 @@ type lookup struct {
 	used    int64      // when a connection last used it
 }
 
+// whole is a as a whole, as it is asked about.
+func whole(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a.Unmap(), 0) }
+
+// use notes that a connection uses dst, and returns what the agent is to be asked about it: the address, and, of one that is known
+// to be shared, the port, too.
+func (sh *shard) use(dst netip.AddrPort) (question netip.AddrPort, l *lookup) {
+	question = whole(dst.Addr())
+	if l = sh.lookups[question]; l != nil {
+		l.used = sh.loop.Now()
+	}
+	if !sh.n.table.Load().ByPort(dst.Addr()) {
+		return question, l
+	}
+	question = netip.AddrPortFrom(question.Addr(), dst.Port())
+	if l = sh.lookups[question]; l != nil {
+		l.used = sh.loop.Now()
+	}
+	return question, l
+}
+
 // lookUp asks who has the destination of d, an outbound connection, and reports whether d has to wait for the answer.
 func (sh *shard) lookUp(d *down) (waits bool) {
-	a, now := d.dst.Addr().Unmap(), sh.loop.Now()
-	l := sh.lookups[a]
-	if l != nil {
-		l.used = now
-	}
-	if sh.n.table.Load().Covers(a) {
+	question, l := sh.use(d.dst)
+	if sh.n.table.Load().Covers(d.dst) {
 		return false
 	}
 	if l == nil {
-		if l = sh.ask(a, maxInterest); l == nil {
+		if l = sh.ask(question, maxInterest); l == nil {
 			sh.unanswered(d)
 			return true
 		}
 	}
-	if now < l.silent {
+	if sh.loop.Now() < l.silent {
 		sh.unanswered(d)
 		return true
 	}
@@ -56,16 +72,16 @@ func (sh *shard) lookUp(d *down) (waits bool) {
 
 // notice asks who has a, the address of a client, for whom nobody waits.
 func (sh *shard) notice(a netip.Addr) {
-	a = a.Unmap()
-	if l := sh.lookups[a]; l != nil {
+	question := whole(a)
+	if l := sh.lookups[question]; l != nil {
 		l.used = sh.loop.Now()
-	} else if !sh.n.table.Load().Covers(a) {
-		sh.ask(a, maxInterest/2)
+	} else if !sh.n.table.Load().Covers(question) {
+		sh.ask(question, maxInterest/2)
 	}
 }
 
 // ask is nil when there are too many addresses.
-func (sh *shard) ask(a netip.Addr, most int) *lookup {
+func (sh *shard) ask(a netip.AddrPort, most int) *lookup {
 	if !sh.n.interest.hold(a, most) {
 		return nil
 	}
@@ -105,16 +121,17 @@ func (sh *shard) unanswered(d *down) {
 	d.conn.Resume()
 }
 
-// answered serves the connections whose destinations the new snapshot has.
+// answered serves the connections whose destinations the new snapshot has. Those whose address turns out to be shared wait on, for
+// what is said of the port.
 func (sh *shard) answered() {
 	t := sh.n.table.Load()
-	for a, l := range sh.lookups {
-		if !t.Covers(a) {
+	for question, l := range sh.lookups {
+		if !t.Covers(question) {
 			continue
 		}
 		l.silent = 0
 		for _, d := range l.stop() {
-			if d.share != nil {
+			if d.share != nil && !sh.lookUp(d) {
 				sh.serveOutbound(d)
 				d.conn.Resume()
 			}
@@ -127,11 +144,9 @@ func (sh *shard) forget() {
 	now := sh.loop.Now()
 	for _, s := range sh.shares {
 		s.each(func(d *down) {
-			a := d.client.Addr()
 			if d.kind == outbound {
-				a = d.dst.Addr()
-			}
-			if l := sh.lookups[a.Unmap()]; l != nil {
+				sh.use(d.dst)
+			} else if l := sh.lookups[whole(d.client.Addr())]; l != nil {
 				l.used = now
 			}
 		})

@@ -59,7 +59,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 	d.hbone = cs.NegotiatedProtocol != mesh.ALPNConduit
 	sh.notice(d.client.Addr())
 	d.src = sh.peerLabel(d.client.Addr(), peer)
-	d.label = sh.inLabels(d.src, label(d.share.pod.record()))
+	d.label = sh.inLabels(d.src, d.share.pod.record().Label())
 	d.opened(d.label.conn(sh, meter.MTLS, meter.HTTP2))
 	sh.n.process.MeshOpen.Add(1)
 	o := sh.serverOptions(d)
@@ -78,7 +78,7 @@ func (sh *shard) linkUp(d *down, c *sock.Conn, cfg *tls.Config) {
 func (sh *shard) peerLabel(a netip.Addr, peer mesh.Identity) string {
 	t := sh.n.table.Load()
 	if w := t.Workload(a); w != nil && w.Identity(t.TrustDomain) == peer {
-		return label(w)
+		return w.Label()
 	}
 	return peer.Namespace + "/" + peer.ServiceAccount
 }

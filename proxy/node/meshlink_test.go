@@ -64,11 +64,11 @@ func TestBelieve(t *testing.T) {
 
 func TestLabel(t *testing.T) {
 	w := mesh.Workload{Namespace: "shop", Name: "web-7d-x"}
-	if got := label(&w); got != "shop/web-7d-x" {
+	if got := w.Label(); got != "shop/web-7d-x" {
 		t.Error(got)
 	}
 	w.Owner = "ReplicaSet/web"
-	if got := label(&w); got != "shop/web" {
+	if got := w.Label(); got != "shop/web" {
 		t.Error(got)
 	}
 }

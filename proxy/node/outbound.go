@@ -14,6 +14,7 @@ import (
 type target struct {
 	gen      uint64
 	known    bool // it is a Service or a workload
+	barred   bool // which does not take this pod's connections
 	protocol mesh.Protocol
 	balancer *balance.Balancer
 	sticky   *sticky // nil: each stream goes where it is best
@@ -73,7 +74,7 @@ func (sh *shard) resolve(d *down) *target {
 	if d.target != nil && d.target.gen == t.Generation {
 		return d.target
 	}
-	if d.target != nil && d.target.known && !t.Covers(d.dst.Addr()) {
+	if d.target != nil && d.target.known && !t.Covers(d.dst) {
 		// An agent that has just begun does not know it yet. Nothing that went by mTLS goes on in plaintext meanwhile.
 		return d.target
 	}
@@ -81,7 +82,7 @@ func (sh *shard) resolve(d *down) *target {
 	k := targetKey{p, d.dst}
 	tg := sh.targets[k]
 	if tg == nil || tg.gen != t.Generation {
-		tg = sh.newTarget(t, p, d.dst)
+		tg = sh.newTarget(t, p, d.dst, d.client.Addr())
 		if tg.known {
 			if len(sh.targets) >= maxTargets {
 				clear(sh.targets)
@@ -96,12 +97,16 @@ func (sh *shard) resolve(d *down) *target {
 	return tg
 }
 
-func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
+func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort, client netip.Addr) *target {
 	tg := &target{gen: t.Generation, protocol: mesh.Opaque}
-	tg.labels.key = meter.Key{Direction: meter.Outbound, Src: label(p.record()), Dst: "external"}
+	tg.labels.key = meter.Key{Direction: meter.Outbound, Src: p.record().Label(), Dst: "external"}
 	if port, _ := t.Service(dst); port != nil {
 		tg.known, tg.protocol = true, port.Protocol
 		tg.labels.key.Dst = port.Service.Label
+		if tg.barred = !port.Service.Takes(client); tg.barred {
+			tg.balancer = balance.New(intn) // nowhere
+			return tg
+		}
 		tg.balancer = sh.balancer(t, port, dst)
 		if hold := port.Service.Affinity; hold > 0 {
 			tg.sticky = &sticky{affinityKey{p, port.Service.Label, port.Port, dst.Addr().Unmap().Is4()}, hold, nil}
@@ -112,7 +117,7 @@ func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort) *target {
 	w := t.Workload(dst.Addr())
 	if w != nil {
 		tg.known, tg.protocol = true, t.Declared(dst)
-		tg.labels.key.Dst = label(w)
+		tg.labels.key.Dst = w.Label()
 	}
 	tg.balancer.Update(t.Generation, []table.Endpoint{{Addr: dst, Workload: w}})
 	return tg
@@ -139,7 +144,11 @@ func (sh *shard) routeOut(c *call) {
 	ep := sh.pick(tg, c.tried)
 	if ep == nil {
 		c.count(&tg.labels, meter.None)
-		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.key.Dst+" has no ready endpoint of this address family")
+		why := " has no ready endpoint of this address family"
+		if tg.barred {
+			why = " does not take connections from " + d.client.Addr().String() + " at its load balancer's address"
+		}
+		c.fail(503, mesh.ReasonNoEndpoints, tg.labels.key.Dst+why)
 		return
 	}
 	c.ep = ep
@@ -187,7 +196,7 @@ func (sh *shard) routePlain(c *call) {
 func (sh *shard) countIn(c *call) {
 	d := c.down
 	if d.label == nil {
-		d.label = sh.inLabels(d.src, label(d.share.pod.record()))
+		d.label = sh.inLabels(d.src, d.share.pod.record().Label())
 	}
 	tls := meter.None
 	if d.kind == inboundMesh {

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"strings"
 	"sync/atomic"
 
 	"conduit.io/conduit/mesh"
@@ -23,15 +22,6 @@ func (p *pod) set(w *mesh.Workload) { p.workload.Store(w) }
 
 // record is the pod's workload as the agent last sent it. Do not change it.
 func (p *pod) record() *mesh.Workload { return p.workload.Load() }
-
-// label is how metrics name a workload: its owner, else itself.
-func label(w *mesh.Workload) string {
-	name := w.Name
-	if w.Owner != "" {
-		name = w.Owner[strings.LastIndexByte(w.Owner, '/')+1:]
-	}
-	return w.Namespace + "/" + name
-}
 
 // share is a shard's part of a pod: its listeners, in one shard, and its connections.
 type share struct {

@@ -48,7 +48,7 @@ type shard struct {
 	targets    map[targetKey]*target
 	affinities affinities
 	inbound    map[[2]string]*labels
-	lookups    map[netip.Addr]*lookup
+	lookups    map[netip.AddrPort]*lookup
 	tunnels    *call // ring head, through call.prev and call.next
 	free       *call
 	nfree      int
@@ -61,7 +61,7 @@ func newShard(n *Node, l *loop.Loop) *shard {
 		set: meter.NewSet(n.o.MaxSeries), streams: exchange.NewPool(), memory: detect.NewMemory(maxVerdicts),
 		shares: map[*pod]*share{}, pools: map[poolKey]*group{},
 		balancers: map[balancerKey]*balance.Balancer{}, targets: map[targetKey]*target{}, affinities: affinities{},
-		inbound: map[[2]string]*labels{}, lookups: map[netip.Addr]*lookup{},
+		inbound: map[[2]string]*labels{}, lookups: map[netip.AddrPort]*lookup{},
 		tunnels: &call{},
 	}
 	sh.desk = trip.Desk{Loop: l, Book: meter.NewBook(l), Process: &n.process, Log: n.o.Log, Spare: sh.spare}

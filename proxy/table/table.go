@@ -43,6 +43,20 @@ type Service struct {
 	Label    string        // namespace/name, as metrics have it
 	Ports    []Port        // by number
 	Affinity time.Duration // for which a client stays with its endpoint; 0: it does not
+	sources  []netip.Prefix
+}
+
+// Takes reports whether the Service is for a client at a.
+func (s *Service) Takes(a netip.Addr) bool {
+	a = a.Unmap()
+	all := true
+	for _, p := range s.sources {
+		if p.Contains(a) {
+			return true
+		}
+		all = all && p.Addr().Is4() != a.Is4()
+	}
+	return all
 }
 
 func (s *Service) port(n uint16) *Port {
@@ -65,7 +79,9 @@ type Table struct {
 	byUID     map[string]*mesh.Workload
 	services  map[netip.Addr]*Service
 	onDemand  bool
-	nobody    map[netip.Addr]struct{}
+	nobody    map[netip.AddrPort]struct{} // port 0: the whole address
+	byPort    map[netip.Addr]struct{}     // addresses that ports, or nobody, may have
+	ports     map[netip.AddrPort]*Port    // at such addresses
 	declared  map[target]mesh.Protocol
 }
 
@@ -84,10 +100,15 @@ func New(s *node.Snapshot) *Table {
 		byUID:     make(map[string]*mesh.Workload, len(s.Workloads)),
 		services:  make(map[netip.Addr]*Service, len(s.Services)),
 		onDemand:  s.OnDemand,
-		nobody:    make(map[netip.Addr]struct{}, len(s.Nobody)),
+		nobody:    make(map[netip.AddrPort]struct{}, len(s.Nobody)),
+		byPort:    make(map[netip.Addr]struct{}, len(s.ByPort)),
+		ports:     map[netip.AddrPort]*Port{},
 	}
 	for _, a := range s.Nobody {
-		t.nobody[a.Unmap()] = struct{}{}
+		t.nobody[unmap(a)] = struct{}{}
+	}
+	for _, a := range s.ByPort {
+		t.byPort[a.Unmap()] = struct{}{}
 	}
 	for i := range t.workloads {
 		w := &t.workloads[i]
@@ -109,7 +130,7 @@ func New(s *node.Snapshot) *Table {
 
 func (t *Table) addService(s *mesh.Service) {
 	svc := &Service{Label: s.Namespace + "/" + s.Name, Ports: make([]Port, 0, len(s.Ports)),
-		Affinity: time.Duration(s.Affinity) * time.Second}
+		Affinity: time.Duration(s.Affinity) * time.Second, sources: s.Sources}
 	for i := range s.Ports {
 		svc.Ports = append(svc.Ports, t.newPort(svc, &s.Ports[i]))
 	}
@@ -117,7 +138,14 @@ func (t *Table) addService(s *mesh.Service) {
 	for _, a := range s.Addrs {
 		t.services[a.Unmap()] = svc
 	}
+	for i := range s.Ports {
+		for _, a := range s.Ports[i].At {
+			t.ports[unmap(a)] = svc.port(s.Ports[i].Port)
+		}
+	}
 }
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 func (t *Table) newPort(svc *Service, p *mesh.Port) Port {
 	out := Port{Service: svc, Port: p.Port, Protocol: p.Protocol, eps: make([]Endpoint, 0, len(p.Endpoints))}
@@ -162,23 +190,39 @@ func (t *Table) declare(a netip.AddrPort, p mesh.Protocol) {
 
 // Service is the Service port at dst, or nil. An address that is a Service's but not on this port gives (nil, svc).
 func (t *Table) Service(dst netip.AddrPort) (*Port, *Service) {
-	svc := t.services[dst.Addr().Unmap()]
-	if svc == nil {
-		return nil, nil
+	dst = unmap(dst)
+	if svc := t.services[dst.Addr()]; svc != nil {
+		return svc.port(dst.Port()), svc
 	}
-	return svc.port(dst.Port()), svc
+	if p := t.ports[dst]; p != nil {
+		return p, p.Service
+	}
+	return nil, nil
 }
 
 // Workload is the workload that has address a, or nil.
 func (t *Table) Workload(a netip.Addr) *mesh.Workload { return t.byAddr[a.Unmap()] }
 
-// Covers reports whether the snapshot says who has a, if only that nobody has. A whole snapshot covers every address.
-func (t *Table) Covers(a netip.Addr) bool {
-	a = a.Unmap()
-	if !t.onDemand || t.byAddr[a] != nil || t.services[a] != nil {
+// Covers reports whether the snapshot says who has dst, if only that nobody has; port 0: the address as a whole. A whole snapshot
+// covers every address.
+func (t *Table) Covers(dst netip.AddrPort) bool {
+	dst = unmap(dst)
+	a := dst.Addr()
+	if !t.onDemand || t.byAddr[a] != nil || t.services[a] != nil || t.ports[dst] != nil {
 		return true
 	}
-	_, ok := t.nobody[a]
+	if !t.ByPort(a) {
+		dst = netip.AddrPortFrom(a, 0)
+	} else if dst.Port() == 0 {
+		return true
+	}
+	_, ok := t.nobody[dst]
+	return ok
+}
+
+// ByPort reports whether the ports of a may belong to others than a as a whole.
+func (t *Table) ByPort(a netip.Addr) bool {
+	_, ok := t.byPort[a.Unmap()]
 	return ok
 }
 

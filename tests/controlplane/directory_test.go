@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -151,11 +152,11 @@ func slice(ips ...string) *discoveryv1.EndpointSlice {
 	return s
 }
 
-var clusterIP, podIP = netip.MustParseAddr("10.96.0.7"), netip.MustParseAddr("10.1.0.5")
+var clusterIP, podIP = netip.MustParseAddrPort("10.96.0.7:0"), netip.MustParseAddrPort("10.1.0.5:0")
 
 func TestDirectory(t *testing.T) {
 	r := start(t)
-	r.dir.Lookup(&node.Lookup{Add: []netip.Addr{clusterIP, podIP}})
+	r.dir.Lookup(&node.Lookup{Add: []netip.AddrPort{clusterIP, podIP}})
 	r.eventually("addresses of nobody", func(v *agentview.View) bool { return len(v.Nobody) == 2 })
 	r.put(namespace(), pod("web-0", "10.1.0.5"), service(), slice("10.1.0.5"))
 	r.eventually("a service and a pod", func(v *agentview.View) bool {
@@ -163,9 +164,9 @@ func TestDirectory(t *testing.T) {
 	})
 	r.put(slice("10.1.0.5", "10.1.0.6"))
 	r.eventually("another endpoint", func(v *agentview.View) bool { return endpoints(v) == 2 })
-	r.dir.Lookup(&node.Lookup{Drop: []netip.Addr{clusterIP, podIP}})
+	r.dir.Lookup(&node.Lookup{Drop: []netip.AddrPort{clusterIP, podIP}})
 	r.eventually("nothing", func(v *agentview.View) bool { return len(v.Services)+len(v.Workloads)+len(v.Nobody) == 0 })
-	r.dir.Local([]netip.Addr{podIP})
+	r.dir.Local([]netip.Addr{podIP.Addr()})
 	r.eventually("what is said of an own pod", func(v *agentview.View) bool { return len(v.Workloads) == 1 })
 }
 
@@ -173,7 +174,7 @@ func TestDirectory(t *testing.T) {
 func TestControllerComesAndGoes(t *testing.T) {
 	r := start(t)
 	r.put(namespace(), pod("web-0", "10.1.0.5"), service(), slice("10.1.0.5"))
-	r.dir.Reset([]netip.Addr{clusterIP})
+	r.dir.Reset([]netip.AddrPort{clusterIP})
 	r.eventually("a service", func(v *agentview.View) bool { return endpoints(v) == 1 })
 	for _, index := range []*discovery.Index{r.index, discovery.New()} {
 		r.server.CloseClientConnections()
@@ -203,6 +204,41 @@ func TestManyEndpoints(t *testing.T) {
 		ips = append(ips, netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)}).String())
 	}
 	r.put(service(), slice(ips...))
-	r.dir.Lookup(&node.Lookup{Add: []netip.Addr{clusterIP}})
+	r.dir.Lookup(&node.Lookup{Add: []netip.AddrPort{clusterIP}})
 	r.eventually("all endpoints", func(v *agentview.View) bool { return endpoints(v) == many })
+}
+
+// Ports of a node's address are asked about by themselves: NodePorts and host ports come and go with Services and pods.
+func TestNodePorts(t *testing.T) {
+	r := start(t)
+	node1 := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}}
+	whole, nodePort, hostPort := netip.MustParseAddrPort("192.0.2.1:0"), netip.MustParseAddrPort("192.0.2.1:30080"), netip.MustParseAddrPort("192.0.2.1:8000")
+	r.put(node1, namespace(), slice("10.1.0.5"))
+	r.dir.Lookup(&node.Lookup{Add: []netip.AddrPort{whole}})
+	r.eventually("an address with ports", func(v *agentview.View) bool { return len(v.ByPort) == 1 && len(v.Nobody) == 0 })
+	r.dir.Lookup(&node.Lookup{Add: []netip.AddrPort{nodePort, hostPort}})
+	r.eventually("ports of nobody", func(v *agentview.View) bool { return slices.Equal(v.Nobody, []netip.AddrPort{hostPort, nodePort}) })
+	at := func(v *agentview.View, a netip.AddrPort) string {
+		for _, s := range v.Services {
+			for _, p := range s.Ports {
+				if slices.Contains(p.At, a) && len(p.Endpoints) == 1 {
+					return s.Name + " " + p.Endpoints[0].Addr.String() + " " + p.Endpoints[0].Workload
+				}
+			}
+		}
+		return ""
+	}
+	web := service()
+	web.Spec.Type, web.Spec.Ports[0].NodePort = corev1.ServiceTypeNodePort, 30080
+	bound := pod("web-0", "10.1.0.5")
+	bound.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{HostPort: 8000, ContainerPort: 8080}}}}
+	bound.Spec.NodeName = "n1"
+	r.put(web, bound)
+	r.eventually("a NodePort and a host port", func(v *agentview.View) bool {
+		return at(v, nodePort) == "web 10.1.0.5:8080 uid-web-0" && at(v, hostPort) == "web-0 10.1.0.5:8080 uid-web-0" && len(v.Nobody) == 0
+	})
+	web.Spec.Ports[0].NodePort = 30081
+	bound.Spec.Containers = nil
+	r.put(web.DeepCopy(), bound.DeepCopy())
+	r.eventually("ports of nobody again", func(v *agentview.View) bool { return len(v.Nobody) == 2 && len(v.Services)+len(v.Workloads) == 0 })
 }

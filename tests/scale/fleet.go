@@ -65,16 +65,17 @@ func newFleet(t town, s *site, addr, roots string) *fleet {
 		client := &http.Client{Transport: &counted{a.issuer.HTTPClient().Transport, &a.told}}
 		a.config = controlplane.Config{URL: url, Client: client, Node: nodeName(n), Log: slog.New(slog.DiscardHandler)}
 		a.dir = controlplane.New(a.config)
-		var own, others []netip.Addr
+		var own []netip.Addr
+		var others []netip.AddrPort // as a whole
 		for _, p := range t.podsOn(n) {
 			own = append(own, podAddr(p))
 		}
 		for _, s := range t.dials(n) {
 			a.dials[s] = true
-			others = append(others, serviceAddr(s))
+			others = append(others, netip.AddrPortFrom(serviceAddr(s), 0))
 		}
 		for _, p := range t.callers(n) {
-			others = append(others, podAddr(p))
+			others = append(others, netip.AddrPortFrom(podAddr(p), 0))
 		}
 		a.dir.Local(own)
 		a.dir.Lookup(&node.Lookup{Add: others})
