@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,6 +38,6 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build Conduit: %v\n%s", err, out)
 		return 1
 	}
-	return kubetest.Main(m, kube.Options{Name: "e2e", CNI: os.Getenv("E2E_CNI"), ProxyMode: os.Getenv("E2E_PROXY"),
+	return kubetest.Main(m, kube.Options{Name: cmp.Or(os.Getenv("E2E_NAME"), "e2e"), CNI: os.Getenv("E2E_CNI"), ProxyMode: os.Getenv("E2E_PROXY"),
 		Binds: []machine.Bind{{Host: dir, Inside: nodeBin}}})
 }

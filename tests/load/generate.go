@@ -23,6 +23,7 @@ length than expected, or without its trailers, is a failure. Exit status: 0 when
 type runFlags struct {
 	cfg                    drive.Config
 	target, proto, mode, o string
+	report                 string
 	expect                 int
 }
 
@@ -36,9 +37,19 @@ func generate(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := rf.resolve(f); err != nil {
 		return usageError{err}
 	}
+	var news *news
+	if rf.report != "" {
+		news = follow(rf.report)
+		rf.cfg.Report = news.now
+	}
 	res, err := drive.Run(ctx, rf.cfg)
 	if err != nil {
 		return err
+	}
+	if news != nil {
+		if err := news.end(res); err != nil {
+			return err
+		}
 	}
 	if rf.o == "json" {
 		err = json.NewEncoder(stdout).Encode(res)
@@ -71,6 +82,7 @@ func (r *runFlags) set() *flag.FlagSet {
 	f.DurationVar(&c.Timeout, "timeout", 10*time.Second, "`time` after which a request is given up")
 	f.IntVar(&r.expect, "expect", -1, "`bytes` that a response must have; by default what `load backend` answers to the path, -2 for any")
 	f.IntVar(&c.Status, "status", 200, "`code` that a response must have")
+	f.StringVar(&r.report, "report", "", "`FILE` that always has what has become until now, as JSON; at the end, with \"ended\": true, the result")
 	f.StringVar(&r.o, "o", "table", "output `format`: table or json")
 	return f
 }

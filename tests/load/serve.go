@@ -15,6 +15,7 @@ import (
 func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	f := flag.NewFlagSet("backend", flag.ContinueOnError)
 	address := f.String("address", "127.0.0.1:9000", "`address` to listen on; port 0 takes a free one")
+	grace := f.Duration("grace", 0, "how `long` after SIGTERM clients may still be answered, while they are told to go elsewhere")
 	about := "\nHTTP/1.1, HTTP/2 with prior knowledge and gRPC on one port. Prints the address once it listens. Paths:\n" + backend.Usage
 	if shown, err := parse(f, args, stdout, about); shown || err != nil {
 		return err
@@ -32,10 +33,20 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := backend.Serve(loop, ln); err != nil {
+	server, err := backend.Serve(loop, ln)
+	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { loop.Post(loop.Stop) })
+	stop := context.AfterFunc(ctx, func() {
+		loop.Post(func() {
+			if *grace <= 0 {
+				loop.Stop()
+				return
+			}
+			server.Drain()
+			loop.Set(loop.NewTimer(loop.Stop), engine.Now()+int64(*grace))
+		})
+	})
 	defer stop()
 	fmt.Fprintf(stdout, "listening on %s\n", ln.Addr())
 	return loop.Run()

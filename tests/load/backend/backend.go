@@ -31,19 +31,37 @@ type Server struct {
 	connections uint64
 	open        int
 	requests    uint64
+	draining    bool
+	conns       map[*detector]struct{}
 }
 
 // Serve answers on what ln listens on, which the caller closes, while l runs.
 func Serve(l *engine.Loop, ln *net.TCPListener) (*Server, error) {
-	s := &Server{loop: l}
+	s := &Server{loop: l, conns: map[*detector]struct{}{}}
 	return s, l.Listen(ln, s.accept)
 }
 
 func (s *Server) accept(c *engine.Conn) engine.Handler {
 	s.connections++
 	s.open++
-	return &detector{srv: s, conn: c}
+	d := &detector{srv: s, conn: c}
+	s.conns[d] = struct{}{}
+	return d
 }
+
+// Drain has clients go elsewhere, and fails none of their requests: over HTTP/1.1 the next answer is a connection's last, over
+// HTTP/2 there is a GOAWAY, and no more. It runs on the loop. What is connected later is drained, too.
+func (s *Server) Drain() {
+	s.draining = true
+	for d := range s.conns {
+		if h, ok := d.h.(*h2Conn); ok {
+			h.ses.SendGoAway()
+		}
+	}
+}
+
+// Connections is how many there have been. It is asked on the loop.
+func (s *Server) Connections() uint64 { return s.connections }
 
 // stats is what /stats answers.
 func (s *Server) stats() []byte {
@@ -65,7 +83,10 @@ func (d *detector) Data(b []byte) int {
 			return 0
 		}
 		if string(b[:4]) == "PRI " {
-			d.h = newH2(d.srv, d.conn)
+			h := newH2(d.srv, d.conn)
+			if d.h = h; d.srv.draining {
+				h.ses.SendGoAway()
+			}
 		} else {
 			d.h = &h1Conn{srv: d.srv, conn: d.conn}
 		}
@@ -100,6 +121,7 @@ func (d *detector) Closed(err error) {
 func (d *detector) ended() {
 	if !d.conn.Open() && d.srv != nil {
 		d.srv.open--
+		delete(d.srv.conns, d)
 		d.srv = nil
 	}
 }

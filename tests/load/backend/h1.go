@@ -22,6 +22,7 @@ type h1Conn struct {
 	content h2.Content
 	off     int
 	chunked bool
+	ends    bool // the answer has said that it is the last one
 	writing bool // an answer is being waited for or sent; what the client sends meanwhile is not read
 	eof     bool
 }
@@ -108,6 +109,12 @@ func (c *h1Conn) send() {
 	}
 }
 
+// last reports whether the connection ends with the answer that is begun, and keeps to it.
+func (c *h1Conn) last() bool {
+	c.ends = c.ends || c.head.Close || c.srv.draining
+	return c.ends
+}
+
 func (c *h1Conn) head1(status, length int) {
 	out := append(c.conn.Output(), "HTTP/1.1 "...)
 	out = strconv.AppendInt(out, int64(status), 10)
@@ -119,7 +126,7 @@ func (c *h1Conn) head1(status, length int) {
 		out = strconv.AppendInt(out, int64(length), 10)
 		out = append(out, "\r\n"...)
 	}
-	if c.head.Close {
+	if c.last() {
 		out = append(out, "connection: close\r\n"...)
 	}
 	c.conn.Commit(append(out, "\r\n"...))
@@ -184,7 +191,7 @@ func (c *h1Conn) pump() {
 
 func (c *h1Conn) done() {
 	c.plan = nil
-	if c.head.Close {
+	if c.ends {
 		c.eof = true // nothing is read after this
 	}
 	if c.eof {

@@ -28,6 +28,7 @@ func (r *runner) unreachable(l *link, err error) {
 		return
 	}
 	r.res.DialErrors++
+	r.res.note(fmt.Sprintf("not connected: %v", err))
 	r.loop.Set(r.loop.NewTimer(func() {
 		if !r.stopped || r.waiting.len() > 0 {
 			r.dial(l.slot)
@@ -116,6 +117,7 @@ func (r *runner) fail(q *request, reason string) {
 	r.last = engine.Now()
 	r.res.Failed++
 	r.res.Failures[reason]++
+	r.res.note(reason)
 	r.release(q)
 }
 
@@ -161,6 +163,7 @@ func (r *runner) sweep() {
 		r.waiting.pop()
 		r.res.Failed++
 		r.res.Failures["unsent"]++
+		r.res.note("unsent")
 		r.last = now
 	}
 	for _, l := range r.slots {

@@ -23,13 +23,15 @@ type Result struct {
 	// Retried counts requests sent again because GOAWAY left them unprocessed; they count as sent once.
 	Retried uint64 `json:"retried"`
 	// DialErrors counts connections that could not be replaced at once.
-	DialErrors uint64      `json:"dial_errors"`
-	Seconds    float64     `json:"duration_s"`
-	RPS        float64     `json:"rps"`
-	Latency    Latency     `json:"latency_us"`
-	BytesIn    uint64      `json:"bytes_in"`
-	BytesOut   uint64      `json:"bytes_out"`
-	Histogram  [][2]uint64 `json:"histogram"` // upper bound in µs, count
+	DialErrors uint64 `json:"dial_errors"`
+	// Trouble says when something failed, and what: the first cases of each.
+	Trouble   []string    `json:"trouble,omitempty"`
+	Seconds   float64     `json:"duration_s"`
+	RPS       float64     `json:"rps"`
+	Latency   Latency     `json:"latency_us"`
+	BytesIn   uint64      `json:"bytes_in"`
+	BytesOut  uint64      `json:"bytes_out"`
+	Histogram [][2]uint64 `json:"histogram"` // upper bound in µs, count
 }
 
 // Latency are microseconds.
@@ -40,6 +42,16 @@ type Latency struct {
 	P999 float64 `json:"p999"`
 	Max  float64 `json:"max"`
 	Mean float64 `json:"mean"`
+}
+
+// maxTrouble bounds Result.Trouble.
+const maxTrouble = 100
+
+// note remembers what failed just now.
+func (r *Result) note(what string) {
+	if len(r.Trouble) < maxTrouble {
+		r.Trouble = append(r.Trouble, time.Now().UTC().Format("15:04:05.000 ")+what)
+	}
 }
 
 func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }

@@ -242,3 +242,11 @@ func (s *Session) SendReset(id uint32, code http2.ErrCode) {
 		s.conn.Commit(appendUint(s.conn.Output(), http2.FrameRSTStream, id, uint32(code)))
 	}
 }
+
+// SendGoAway asks the peer to begin no more streams here; those that it has begun meanwhile are served (RFC 9113, 6.8).
+func (s *Session) SendGoAway() {
+	if s.conn.Open() {
+		out := appendFrame(s.conn.Output(), http2.FrameGoAway, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0})
+		s.conn.Commit(out)
+	}
+}

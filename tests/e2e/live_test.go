@@ -1,0 +1,141 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"conduit.io/conduit/tests/cluster/kubetest"
+)
+
+// world is an installation under load: pods of the mesh, and, as a witness of what Kubernetes and this computer do by themselves, the
+// same pods outside of it.
+type world struct {
+	t            *testing.T
+	meshed       *kubetest.Cluster
+	plain        *kubetest.Cluster
+	nodes        *byHand
+	load, beside *traffic
+}
+
+// TestLive installs Conduit, and then does to it, under load, what people do to a cluster. Of the mesh's requests none may fail.
+func TestLive(t *testing.T) {
+	w := newWorld(t)
+	for _, step := range []struct {
+		name string
+		run  func(*world)
+	}{
+		{"rollout, PERMISSIVE", (*world).rollout},
+		{"rollout, STRICT", (*world).rolloutStrict},
+	} {
+		if !t.Run(step.name, func(t *testing.T) { w.during(t, step.run) }) {
+			t.FailNow()
+		}
+	}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, meshed: kubetest.New(t)}
+	w.plain = kubetest.View(t, w.meshed.Cluster)
+	w.nodes = &byHand{Cluster: w.meshed, t: t}
+	w.meshed.ImportLoad()
+	importImages(t, w.meshed)
+	conduit(t, w.meshed, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
+	conduit(t, w.meshed, "mesh", "ns/"+w.meshed.Namespace, "--apply")
+	for c, replicas := range map[*kubetest.Cluster]int{w.meshed: 10, w.plain: 3} {
+		c.Apply(servers(replicas))
+	}
+	for _, c := range []*kubetest.Cluster{w.meshed, w.plain} {
+		c.Kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+	}
+	w.load, w.beside = startTraffic(t, w.meshed, "load in the mesh"), startTraffic(t, w.plain, "load beside it")
+	conduit(t, w.meshed, "check")
+	w.encrypted(t)
+	return w
+}
+
+// encrypted checks that the load goes through the proxies.
+func (w *world) encrypted(t *testing.T) {
+	t.Helper()
+	for node := 1; node <= w.meshed.Nodes(); node++ {
+		if n := w.nodes.metric(node, "response_total", `direction="inbound"`, `tls="mtls"`); n < rate {
+			t.Errorf("the proxy of node %d has seen %v responses with mTLS", node, n)
+		}
+	}
+}
+
+// during runs a step, and judges how the load has fared.
+func (w *world) during(t *testing.T, step func(*world)) {
+	before, had := w.load.failures()
+	control, hadBeside := w.beside.failures()
+	outer := w.t
+	w.t = t
+	defer func() { w.t = outer }()
+	step(w)
+	w.load.goOn("after it")
+	w.beside.goOn("after it")
+	after, has := w.load.failures()
+	controlled, hasBeside := w.beside.failures()
+	if n := controlled - control; n > 0 {
+		t.Logf("beside the mesh %d failed:\n%s", n, strings.Join(newOf(hadBeside, hasBeside), "\n"))
+	}
+	if n := after - before; n > 0 {
+		t.Errorf("in the mesh %d failed:\n%s", n, strings.Join(newOf(had, has), "\n"))
+	}
+}
+
+// newOf is what is in after and not in before.
+func newOf(before, after []string) (news []string) {
+	known := map[string]int{}
+	for _, s := range before {
+		known[s]++
+	}
+	for _, s := range after {
+		if known[s]--; known[s] < 0 {
+			news = append(news, s)
+		}
+	}
+	return news
+}
+
+// rollout replaces all servers.
+func (w *world) rollout() {
+	for _, c := range []*kubetest.Cluster{w.meshed, w.plain} {
+		c.Kubectl("rollout", "restart", "deployment/web")
+	}
+	for _, c := range []*kubetest.Cluster{w.meshed, w.plain} {
+		c.Kubectl("rollout", "status", "deployment/web", "--timeout=150s")
+	}
+}
+
+// rolloutStrict is rollout, of pods that take no plaintext.
+func (w *world) rolloutStrict() {
+	w.strict(true)
+	w.rollout()
+	w.strict(false)
+}
+
+// strict changes the mode of the mesh's pods, and waits until they refuse plaintext, or take it.
+func (w *world) strict(on bool) {
+	mode := "PERMISSIVE"
+	if on {
+		mode = "STRICT"
+	}
+	w.meshed.Kubectl("annotate", "namespace", w.meshed.Namespace, "--overwrite", "conduit.io/mtls-mode="+mode)
+	for node := 1; node <= w.meshed.Nodes(); node++ {
+		w.meshed.Eventually(fmt.Sprintf("pods of node %d are %s", node, mode), func() error {
+			var pods []struct{ Namespace, Name, Mode string }
+			if err := json.Unmarshal([]byte(w.meshed.Run(node, "curl", "-sSf", "http://127.0.0.1:4191/debug/pods")), &pods); err != nil {
+				return err
+			}
+			for _, p := range pods {
+				if p.Namespace == w.meshed.Namespace && !strings.EqualFold(p.Mode, mode) {
+					return fmt.Errorf("%s is %s", p.Name, p.Mode)
+				}
+			}
+			return nil
+		})
+	}
+}
