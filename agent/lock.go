@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,10 +12,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
-const pidFile = "agent.pid"
+const (
+	pidFile = "agent.pid"
+	// nextFile is written by an agent that is to follow the one which has the run directory.
+	nextFile = "agent.next"
+
+	lockEvery = 50 * time.Millisecond
+)
 
 // errRunning is wrapped when another agent has the run directory.
 var errRunning = errors.New("another agent is running")
@@ -69,6 +78,58 @@ func (l *lock) release(remove bool) {
 		_ = l.f.Truncate(0)
 	}
 	l.f.Close()
+}
+
+// take waits for the run directory until ctx ends. With ask, whoever has it is asked to give it up.
+func take(ctx context.Context, runDir string, ask bool) (*lock, error) {
+	next := filepath.Join(runDir, nextFile)
+	tick := time.NewTicker(lockEvery)
+	defer tick.Stop()
+	for asked := false; ; {
+		l, _, err := acquire(runDir)
+		if err == nil {
+			_ = os.Remove(next) // if it stays, the directory is given up once for nobody, and taken back
+			return l, nil
+		}
+		if !errors.Is(err, errRunning) {
+			return nil, err
+		}
+		if ask && !asked {
+			if err := os.WriteFile(next, []byte(rand.Text()), 0o600); err != nil {
+				return nil, fmt.Errorf("ask for the run directory: %w", err)
+			}
+			asked = true
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// asked returns when another agent asks for the run directory, or ctx ends. What was asked of an earlier holder does not count: it was
+// taken away with the lock.
+func asked(ctx context.Context, runDir string) error {
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer w.Close()
+		err = w.Add(runDir)
+	}
+	if err != nil {
+		return fmt.Errorf("watch the run directory: %w", err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(runDir, nextFile)); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.Events:
+		case <-w.Errors: // it looks once more
+		}
+	}
 }
 
 // stop ends the agent that has the run directory, if one has, and takes the directory. stopped is its pid, or 0.

@@ -71,14 +71,62 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if err := os.MkdirAll(c.runDir, 0o755); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	l, pid, err := acquire(c.runDir)
-	if errors.Is(err, errRunning) {
-		return fmt.Errorf("%w in %s: pid %d; end it first ('kill %d'), or use another --run-dir and --bpffs", err, c.runDir, pid, pid)
+	if c.ownProxy {
+		l, pid, err := acquire(c.runDir)
+		if errors.Is(err, errRunning) {
+			return fmt.Errorf("%w in %s: pid %d; end it first ('kill %d'), or use another --run-dir and --bpffs", err, c.runDir, pid, pid)
+		}
+		if err != nil {
+			return err
+		}
+		defer l.release(false)
+		return live(ctx, c, log, w)
 	}
-	if err != nil {
-		return err
+	return succeed(ctx, c, log, w)
+}
+
+// errAsked ends the life of an agent that is asked for the run directory.
+var errAsked = errors.New("another agent asks for the run directory")
+
+// succeed takes the run directory over from another agent, if there is one, and lives until another one does so, or ctx ends. Then
+// it waits: if that one ends first, it is needed again.
+func succeed(ctx context.Context, c config, log *slog.Logger, w *surroundings) error {
+	for ask := true; ; ask = false {
+		l, err := take(ctx, c.runDir, ask)
+		if err != nil {
+			return unlessEnded(ctx, err)
+		}
+		life, end := context.WithCancelCause(ctx)
+		go func() {
+			if err := asked(life, c.runDir); err == nil {
+				end(errAsked)
+			} else if life.Err() == nil {
+				end(err)
+			}
+		}()
+		err = live(life, c, log, w)
+		given := errors.Is(context.Cause(life), errAsked)
+		end(nil)
+		l.release(false)
+		if !given || ctx.Err() != nil {
+			return err
+		}
+		log.Info("another agent has taken over; waiting, in case it ends")
+		if w, err = open(c, log); err != nil {
+			return err
+		}
 	}
-	defer l.release(false)
+}
+
+func unlessEnded(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// live is an agent's life with the run directory, until ctx ends.
+func live(ctx context.Context, c config, log *slog.Logger, w *surroundings) error {
 	attachments, err := store.Open(filepath.Join(c.runDir, podsDir))
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -38,6 +37,7 @@ const usage = `conduit-proxy carries the traffic of one node's enrolled pods.
 
   --shards N          loops to spread pods over (default 1)
   --grace DURATION    how long connections may go on after SIGTERM (default 10s)
+  --follow-grace DURATION   the same where another proxy has taken the pods over (default 60s)
   --log-level LEVEL   debug, info, warn or error (default info)
   --version           print the version
 `
@@ -57,6 +57,7 @@ type options struct {
 	static   string
 	shards   int
 	grace    time.Duration
+	follow   time.Duration
 	level    slog.Level
 	version  bool
 }
@@ -105,6 +106,7 @@ func parse(e Env) (*options, error) {
 	f.StringVar(&o.static, "static", "", "")
 	f.IntVar(&o.shards, "shards", 1, "")
 	f.DurationVar(&o.grace, "grace", 10*time.Second, "")
+	f.DurationVar(&o.follow, "follow-grace", time.Minute, "")
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "")
 	f.BoolVar(&o.version, "version", false, "")
 	if err := f.Parse(e.Args); err != nil {
@@ -124,8 +126,8 @@ func parse(e Env) (*options, error) {
 		return nil, errors.New("give one of --link, --link-fd and --static")
 	case o.shards < 1 || o.shards > 64:
 		return nil, fmt.Errorf("--shards %d is not within 1 to 64", o.shards)
-	case o.grace < 0:
-		return nil, fmt.Errorf("--grace %s is negative", o.grace)
+	case o.grace < 0 || o.follow < 0:
+		return nil, fmt.Errorf("--grace %s or --follow-grace %s is negative", o.grace, o.follow)
 	}
 	return o, nil
 }
@@ -184,13 +186,13 @@ func startLoops(n int) (loops []*loop.Loop, stop func(), err error) {
 }
 
 func runNode(e Env, o *options, loops []*loop.Loop, log *slog.Logger) error {
-	ln, err := openLink(o)
+	at, err := openLink(o)
 	if err != nil {
 		return err
 	}
 	n := node.New(node.Options{Loops: loops, Log: log, Build: e.Version})
 	ended := make(chan time.Duration, 1)
-	srv := link.New(ln, n, log, func(grace time.Duration) {
+	srv := link.New(at, n, log, func(grace time.Duration) {
 		select {
 		case ended <- grace:
 		default:
@@ -198,19 +200,39 @@ func runNode(e Env, o *options, loops []*loop.Loop, log *slog.Logger) error {
 	})
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve() }()
+	go func() {
+		<-at.Past()
+		log.Info("another proxy has the pods; connections are led there")
+		n.Usher()
+	}()
 	log.Info("proxy started", "version", e.Version, "pid", os.Getpid())
-	var grace time.Duration
 	select {
-	case grace = <-ended:
+	case grace := <-ended:
+		log.Info("proxy is leaving", "grace", grace)
+		within(e.Signals, func() { n.Shutdown(grace) })
+		srv.Close()
 	case <-e.Signals:
-		grace = o.grace
+		srv.Close() // the agent is to look for another proxy, for which there is time
+		within(e.Signals, func() { giveWay(o, at, n, log) })
 	case err := <-served:
 		return err
 	}
-	log.Info("proxy is leaving", "grace", grace)
-	within(e.Signals, func() { n.Shutdown(grace) })
-	srv.Close()
 	return nil
+}
+
+// giveWay ends n. Without a proxy that follows, pods that are closed can open no connection until it has ended: then it does not wait
+// for long.
+func giveWay(o *options, at *link.Socket, n *node.Node, log *slog.Logger) {
+	if n.Busy() {
+		log.Info("proxy is leaving; another one may take over", "for", link.HandOver)
+		time.Sleep(link.HandOver)
+	}
+	grace := o.grace
+	if at.Followed() {
+		grace = max(grace, o.follow)
+	}
+	log.Info("proxy accepts no more", "followed", at.Followed(), "grace", grace)
+	n.Shutdown(grace)
 }
 
 // within runs f to its end, or until a second signal.
@@ -223,7 +245,7 @@ func within(signals <-chan os.Signal, f func()) {
 	}
 }
 
-func openLink(o *options) (*net.UnixListener, error) {
+func openLink(o *options) (*link.Socket, error) {
 	if o.linkFD >= 0 {
 		l, err := link.FromFile(os.NewFile(uintptr(o.linkFD), "link"))
 		if err != nil {

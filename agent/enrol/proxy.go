@@ -89,6 +89,7 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 			return err
 		}
 	}
+	former := m.link // of a proxy that goes on with what it has: nil, unless this one takes its place
 	m.link, m.sent = l, 0
 	if err := m.publish(ctx); err != nil {
 		m.link = nil
@@ -100,7 +101,11 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 	}
 	l.OnDrained(m.drained)
 	if d := m.cfg.Directory; d != nil {
-		d.Reset(l.Hello().Interest)
+		if former == nil {
+			d.Reset(l.Hello().Interest)
+		} else { // its clients come here, and dial the same
+			d.Lookup(&node.Lookup{Add: l.Hello().Interest})
+		}
 		l.OnLookup(d.Lookup)
 	}
 	m.reconcile(ctx)
@@ -110,7 +115,9 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 		return errors.New("the link ended")
 	default:
 	}
-	close(m.linked)
+	if former == nil {
+		close(m.linked)
+	}
 	return nil
 }
 
@@ -134,7 +141,7 @@ func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
 			}
 			continue
 		}
-		p.held = true
+		p.held = !h.Displaced // else it gets listeners anew
 		if p.leaving && !p.workload.Meshed {
 			if err := remove(cookie, true); err != nil {
 				return err
@@ -157,14 +164,15 @@ func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
 func (m *Manager) Detach(l *proxylink.Link) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.link != nil && m.link != l {
+		return // another one has taken its place
+	}
 	select {
 	case <-m.linked:
 		m.linked = make(chan struct{})
 	default:
 	}
-	if m.link == l {
-		m.link = nil
-	}
+	m.link = nil
 	for _, p := range m.pods {
 		p.held = false
 	}

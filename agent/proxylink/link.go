@@ -31,6 +31,9 @@ type Link struct {
 	c     *frame.Conn
 	hello *node.Hello
 	done  chan struct{}
+	at    os.FileInfo // the socket
+
+	release func() bool // of the Supervisor
 
 	mu      sync.Mutex
 	last    uint64
@@ -47,6 +50,10 @@ type Link struct {
 func Connect(path string) (*Link, error) { return connect(path, helloTimeout) }
 
 func connect(path string, patience time.Duration) (*Link, error) {
+	at, err := os.Stat(path) // before: if it changes meanwhile, the proxy is taken for another one, and greeted once more
+	if err != nil {
+		return nil, fmt.Errorf("connect to proxy: %w", err)
+	}
 	c, err := frame.Dial(path, dialTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("connect to proxy: %w", err)
@@ -66,7 +73,7 @@ func connect(path string, patience time.Duration) (*Link, error) {
 		}
 		return nil, fmt.Errorf("greet proxy: %w", err)
 	}
-	l := &Link{c: c, hello: m.Hello, done: make(chan struct{}), waiting: map[uint64]chan *node.Ack{}}
+	l := &Link{c: c, hello: m.Hello, at: at, done: make(chan struct{}), waiting: map[uint64]chan *node.Ack{}}
 	go l.read()
 	return l, nil
 }

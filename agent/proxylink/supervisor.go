@@ -39,6 +39,8 @@ const (
 	endNoticed = time.Second
 	// probeEvery is the default of Config.ProbeEvery.
 	probeEvery = 5 * time.Second
+	// lookEvery is how often an agent looks for a proxy that has taken the socket.
+	lookEvery = 250 * time.Millisecond
 	// retireGrace is how long a proxy of another version may finish its connections.
 	retireGrace = 10 * time.Minute
 )
@@ -158,49 +160,114 @@ func pause(failures int) time.Duration {
 	return min(firstPause<<min(failures-1, 20), mostPause)
 }
 
-// once finds or starts the proxy, attaches to it, and stays until the link ends. A nil error is a link that was ready.
+// once finds or starts the proxy, attaches to it, and stays until the link ends. Where others start proxies and a new one takes the
+// socket, it goes over to that, with every pod, before it leaves the former. A nil error is a link that was ready.
 func (s *Supervisor) once(ctx context.Context) error {
 	s.set(Finding, nil)
 	l, err := s.find()
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	stop := context.AfterFunc(ctx, l.Close)
-	defer stop()
-	if v := l.Hello().Version; v != node.Version {
-		return s.retire(l)
+	if l.Hello().Version != node.Version {
+		defer l.Close()
+		return s.stranger(l)
 	}
 	s.set(Syncing, nil)
-	err = s.cfg.Attach(ctx, l)
-	defer s.cfg.Detach(l)
-	if err != nil {
+	if err := s.attach(ctx, l); err != nil {
+		return err
+	}
+	for {
+		next, err := s.stay(l)
+		if next == nil {
+			s.drop(l)
+			return err
+		}
+		s.cfg.Log.Info("another proxy has taken the socket; going over to it", "build", next.Hello().Build)
+		err = s.attach(ctx, next)
+		s.drop(l)
+		if err != nil {
+			return err
+		}
+		l = next
+	}
+}
+
+// attach brings a proxy up to date; on an error it is dropped.
+func (s *Supervisor) attach(ctx context.Context, l *Link) error {
+	l.release = context.AfterFunc(ctx, l.Close)
+	if err := s.cfg.Attach(ctx, l); err != nil {
+		s.drop(l)
 		return fmt.Errorf("bring proxy up to date: %w", err)
 	}
 	s.set(Ready, nil)
 	s.cfg.Log.Info("proxy ready", "pid", l.Hello().PID, "build", l.Hello().Build)
-	return s.stay(l)
+	return nil
 }
 
-// stay keeps a link that is ready until it ends. A proxy whose loops hang leaves its link open and its pods waiting:
-// it is asked, every so often, what all its loops must answer.
-func (s *Supervisor) stay(l *Link) error {
+func (s *Supervisor) drop(l *Link) {
+	l.release()
+	l.Close()
+	s.cfg.Detach(l)
+}
+
+// stranger is what to do about a proxy that speaks another version. One that others have started may be that of an agent which is
+// to follow this one.
+func (s *Supervisor) stranger(l *Link) error {
+	if s.cfg.Binary == "" {
+		return fmt.Errorf("the proxy (build %s) speaks link version %d, this agent speaks %d: waiting for the proxy of this agent's pod",
+			l.Hello().Build, l.Hello().Version, node.Version)
+	}
+	return s.retire(l)
+}
+
+// stay keeps a link that is ready until it ends, or next is to take its place. A proxy whose loops hang leaves its link open and its
+// pods waiting: it is asked, every so often, what all its loops must answer.
+func (s *Supervisor) stay(l *Link) (next *Link, err error) {
 	tick := time.NewTicker(s.cfg.ProbeEvery)
 	defer tick.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var passed os.FileInfo // the socket of a proxy that is not to be had
 	for {
 		select {
 		case <-l.Done():
-			return nil
+			return nil, nil
+		case <-look.C:
+			if next, passed = s.another(l, passed); next != nil {
+				return next, nil
+			}
+			continue
 		case <-tick.C:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), s.cfg.HelloTimeout)
 		_, err := l.Stats(ctx)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("probe proxy (pid %d): %w within %v", l.Hello().PID, errHung, s.cfg.HelloTimeout)
+			return nil, fmt.Errorf("probe proxy (pid %d): %w within %v", l.Hello().PID, errHung, s.cfg.HelloTimeout)
 		}
 		s.answered = s.answered || err == nil
 	}
+}
+
+// another is the proxy that has taken the socket from that of l, if there is one that answers and speaks this agent's version.
+func (s *Supervisor) another(l *Link, passed os.FileInfo) (*Link, os.FileInfo) {
+	if s.cfg.Binary != "" {
+		return nil, nil // this agent starts proxies, and ends them
+	}
+	at, err := os.Stat(Socket(s.cfg.RunDir))
+	if err != nil || os.SameFile(at, l.at) || os.SameFile(at, passed) {
+		return nil, passed
+	}
+	next, err := connect(Socket(s.cfg.RunDir), s.cfg.HelloTimeout)
+	if err != nil {
+		return nil, passed // it may just begin, or end
+	}
+	if v := next.Hello().Version; v != node.Version {
+		s.cfg.Log.Warn("another proxy has taken the socket, and speaks another version; staying with the one before", "build", next.Hello().Build, "version", v)
+		next.Close()
+		return nil, at
+	}
+	return next, nil
 }
 
 // find dials the proxy; where there is none, it starts one.

@@ -54,6 +54,8 @@ type Hello struct {
 	Snapshot uint64   `json:"snapshot"` // version it acts on, 0 for none
 	Pods     []uint64 `json:"pods"`     // netns cookies of the pods whose listeners it holds, draining ones excluded
 	Draining []uint64 `json:"draining"`
+	// Displaced: another proxy has been in this one's place meanwhile. Pods may have that one's listeners.
+	Displaced bool `json:"displaced,omitempty"`
 	// Interest is all that it wants to be told about, as the sum of its Lookups.
 	Interest []netip.AddrPort `json:"interest"`
 }

@@ -22,7 +22,7 @@ const writeTimeout = 10 * time.Second
 
 // Server accepts agents, one at a time: a newer connection replaces the older.
 type Server struct {
-	ln       *net.UnixListener
+	at       *Socket
 	node     *node.Node
 	log      *slog.Logger
 	shutdown func(grace time.Duration)
@@ -33,45 +33,9 @@ type Server struct {
 	done    chan struct{} // closed when the handler of current has ended
 }
 
-// FromFile takes the listening Unix socket f, which it closes.
-func FromFile(f *os.File) (*net.UnixListener, error) {
-	defer f.Close()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("link: %w", err)
-	}
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		l.Close()
-		return nil, fmt.Errorf("link: descriptor is a %s listener, not a Unix socket", l.Addr().Network())
-	}
-	u.SetUnlinkOnClose(false) // the agent made it, and finds the proxy by it
-	return u, nil
-}
-
-// Listen makes the socket at path, for root alone, in place of one that a dead proxy left.
-func Listen(path string) (*net.UnixListener, error) {
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("link: another proxy serves %s", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("link: %w", err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("link: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("link: %w", err)
-	}
-	return l, nil
-}
-
-// New serves n over ln. shutdown is called when the agent asks for the end of the process.
-func New(ln *net.UnixListener, n *node.Node, log *slog.Logger, shutdown func(grace time.Duration)) *Server {
-	s := &Server{ln: ln, node: n, log: log, shutdown: shutdown}
+// New serves n over at, which Close closes. shutdown is called when the agent asks for the end of the process.
+func New(at *Socket, n *node.Node, log *slog.Logger, shutdown func(grace time.Duration)) *Server {
+	s := &Server{at: at, node: n, log: log, shutdown: shutdown}
 	n.OnDrained(s.drained)
 	return s
 }
@@ -79,7 +43,7 @@ func New(ln *net.UnixListener, n *node.Node, log *slog.Logger, shutdown func(gra
 // Serve accepts until Close.
 func (s *Server) Serve() error {
 	for {
-		u, err := s.ln.AcceptUnix()
+		u, err := s.at.accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
@@ -98,7 +62,7 @@ func (s *Server) Serve() error {
 
 // Close ends Serve and the current connection.
 func (s *Server) Close() {
-	s.ln.Close()
+	s.at.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current != nil {
@@ -201,7 +165,9 @@ func (s *Server) greet(c *frame.Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.greeted = c
-	return s.send(c, &api.Message{Hello: s.node.Hello()})
+	hello := s.node.Hello()
+	hello.Displaced = s.at.displaced()
+	return s.send(c, &api.Message{Hello: hello})
 }
 
 func (s *Server) send(c *frame.Conn, m *api.Message) error {

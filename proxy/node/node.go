@@ -316,6 +316,15 @@ func (n *Node) Stats() []byte {
 	return b.Bytes()
 }
 
+// Busy reports whether there are pods whose connections the Node accepts, or connections that go on.
+func (n *Node) Busy() bool {
+	return len(n.pods.Load().byCookie) > 0 || n.process.Open.Load() > 0
+}
+
+// Usher has clients end their connections as their protocols allow, and come again: by now to another proxy, which is told what is
+// so, as this one is not. Nothing fails, and what they do not end goes on.
+func (n *Node) Usher() { n.each(func(sh *shard) { sh.usher() }) }
+
 // Shutdown stops accepting, lets connections end for at most grace, and then returns. Connections that are left end
 // with the process.
 func (n *Node) Shutdown(grace time.Duration) {

@@ -286,6 +286,13 @@ func (sh *shard) leave() {
 	sh.leaving = true
 	for _, s := range sh.shares {
 		s.stop()
+	}
+	sh.usher()
+}
+
+// usher drains all connections.
+func (sh *shard) usher() {
+	for _, s := range sh.shares {
 		s.each(func(d *down) {
 			if d.drain != nil {
 				d.drain()

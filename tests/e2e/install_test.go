@@ -28,6 +28,12 @@ func importImages(t testing.TB, c *kubetest.Cluster) {
 	}
 }
 
+// tryConduit is conduit, for what may fail.
+func tryConduit(c *kubetest.Cluster, args ...string) (string, error) {
+	said, err := exec.CommandContext(c.Context(), filepath.Join(binDir, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
+	return string(said), err
+}
+
 // conduit runs the command line of Conduit on the cluster, and returns what it said.
 func conduit(t testing.TB, c *kubetest.Cluster, args ...string) string {
 	t.Helper()

@@ -26,6 +26,8 @@ func TestLive(t *testing.T) {
 		name string
 		run  func(*world)
 	}{
+		{"agents and proxies replaced, STRICT", (*world).replaceStrict},
+		{"upgrade", (*world).upgrade},
 		{"rollout, PERMISSIVE", (*world).rollout},
 		{"rollout, STRICT", (*world).rolloutStrict},
 	} {
