@@ -14,10 +14,12 @@ import (
 const imagesVersion = "e2e"
 
 // importImages makes Conduit's images, and imports them on every node.
-func importImages(t testing.TB, c *kubetest.Cluster) {
+func importImages(t testing.TB, c *kubetest.Cluster) { importImagesOf(t, c, binDir, imagesVersion) }
+
+func importImagesOf(t testing.TB, c *kubetest.Cluster, bin, version string) {
 	t.Helper()
 	out := t.TempDir()
-	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", binDir, "-out", out, "-version", imagesVersion)
+	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", bin, "-out", out, "-version", version)
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -29,24 +31,26 @@ func importImages(t testing.TB, c *kubetest.Cluster) {
 }
 
 // tryConduit is conduit, for what may fail.
-func tryConduit(c *kubetest.Cluster, args ...string) (string, error) {
-	said, err := exec.CommandContext(c.Context(), filepath.Join(binDir, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
+func tryConduit(c *kubetest.Cluster, args ...string) (string, error) { return runConduit(c, binDir, args...) }
+
+func runConduit(c *kubetest.Cluster, bin string, args ...string) (string, error) {
+	said, err := exec.CommandContext(c.Context(), filepath.Join(bin, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
 	return string(said), err
 }
 
 // conduit runs the command line of Conduit on the cluster, and returns what it said.
 func conduit(t testing.TB, c *kubetest.Cluster, args ...string) string {
 	t.Helper()
-	said, err := exec.CommandContext(c.Context(), filepath.Join(binDir, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
+	said, err := tryConduit(c, args...)
 	if err != nil {
 		for _, pods := range []string{"component=controller", "component=agent", "component=uninstall"} {
 			logs, _ := c.Try("-n", "conduit", "logs", "-l", "app.kubernetes.io/"+pods, "--all-containers", "--prefix", "--tail=20")
-			said = append(said, logs...)
+			said += logs
 		}
 		t.Fatalf("conduit %s: %v\n%s", strings.Join(args, " "), err, said)
 	}
 	t.Logf("conduit %s\n%s", strings.Join(args, " "), said)
-	return string(said)
+	return said
 }
 
 // Conduit is installed, pods start in the mesh and speak mTLS across nodes, and everything is taken away again.

@@ -27,6 +27,7 @@ func TestLive(t *testing.T) {
 		run  func(*world)
 	}{
 		{"agents and proxies replaced, STRICT", (*world).replaceStrict},
+		{"restarts", (*world).restarts},
 		{"upgrade", (*world).upgrade},
 		{"rollout, PERMISSIVE", (*world).rollout},
 		{"rollout, STRICT", (*world).rolloutStrict},
@@ -34,6 +35,15 @@ func TestLive(t *testing.T) {
 		if !t.Run(step.name, func(t *testing.T) { w.during(t, step.run) }) {
 			t.FailNow()
 		}
+	}
+	w.end(t)
+}
+
+// end stops the load, and says how much there was.
+func (w *world) end(t *testing.T) {
+	for _, tr := range []*traffic{w.load, w.beside} {
+		sent, failed, _ := tr.stop()
+		t.Logf("%s: %d requests, %d failed", tr.what, sent, failed)
 	}
 }
 

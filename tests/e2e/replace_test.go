@@ -1,6 +1,9 @@
 package e2e
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // replace is a rollout of the DaemonSet: every node gets another agent and another proxy.
 func (w *world) replace() {
@@ -28,5 +31,24 @@ func (w *world) green() {
 	})
 }
 
-// upgrade brings controller, agents and proxies to another version.
-func (w *world) upgrade() {}
+// upgrade brings controller, agents and proxies to another version, by the command of that version.
+func (w *world) upgrade() {
+	const version = "e2e-2"
+	dir := w.t.TempDir()
+	if err := buildConduit(dir, version); err != nil {
+		w.t.Fatal(err)
+	}
+	importImagesOf(w.t, w.meshed, dir, version)
+	w.load.goOn("until the upgrade")
+	said, err := runConduit(w.meshed, dir, "upgrade", "--apply", "--wait", "--timeout", "150s", "--set", "image.tag="+version)
+	if err != nil || !strings.Contains(said, "from version e2e-1 to "+version) {
+		w.t.Fatalf("conduit upgrade: %v\n%s", err, said)
+	}
+	if said, err := runConduit(w.meshed, dir, "check"); err != nil {
+		w.t.Errorf("after the upgrade: %v\n%s", err, said)
+	}
+	w.load.goOn("through what is new")
+	if said, err := tryConduit(w.meshed, "check"); err != nil || !strings.Contains(said, "this is e2e-1, that is "+version) {
+		w.t.Errorf("the old command, after the upgrade: %v\n%s", err, said)
+	}
+}
