@@ -33,7 +33,7 @@ type authority struct {
 	next      *certs.Signer  // of the newest usable Secret; nil when it is active
 	secretErr error          // of the newest Secret
 	bundleErr error          // of the newest ConfigMap
-	changed   chan struct{}  // closed, and made anew, when the bundle is another one
+	changed   chan struct{}  // closed, and made anew, when the bundle is another one, or another signer signs
 }
 
 func newAuthority(trustDomain string, leafLife time.Duration, now func() time.Time) *authority {
@@ -81,10 +81,15 @@ func (a *authority) setBundle(cm *corev1.ConfigMap) error {
 	a.bundle = b
 	a.advance()
 	if old == nil || old.revision() != b.revision() {
-		close(a.changed)
-		a.changed = make(chan struct{})
+		a.tell()
 	}
 	return nil
+}
+
+// tell has those look again who wait for news.
+func (a *authority) tell() {
+	close(a.changed)
+	a.changed = make(chan struct{})
 }
 
 // advance puts the newest signer in force when its root has been known for long enough.
@@ -94,6 +99,7 @@ func (a *authority) advance() {
 	}
 	if from, ok := a.bundle.maySign(a.next.Root()); ok && !a.now().Before(from) {
 		a.active, a.next = a.next, nil
+		a.tell()
 	}
 }
 
@@ -117,7 +123,8 @@ func (a *authority) signer() (*certs.Signer, error) {
 	return nil, errNoIssuer
 }
 
-// trust is the bundle and a channel that is closed when there is another one; the bundle is nil before it is known.
+// trust is the bundle, and a channel that is closed when there is another one, or another signer signs; the bundle is nil before it is
+// known.
 func (a *authority) trust() (*bundle, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -30,6 +30,45 @@ func root(t *testing.T, life time.Duration) *x509.Certificate {
 	return c
 }
 
+// TestFirstSignerIsNews: whichever of Secret and ConfigMap is seen first, the controller's own certificate does not wait for the pause
+// after an attempt that failed.
+func TestFirstSignerIsNews(t *testing.T) {
+	now := func() time.Time { return begin }
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: IssuerSecret}}
+	if err := fill(secret, domain, begin, DefaultRootLife); err != nil {
+		t.Fatal(err)
+	}
+	signer, err := signerOf(secret, domain, certs.LeafLife, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var none *bundle
+	b, _ := none.plan(signer.Roots(), true, rules{now: begin, delay: time.Minute, leafLife: certs.LeafLife})
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: RootsConfigMap}}
+	if err := b.write(cm); err != nil {
+		t.Fatal(err)
+	}
+	for _, secretFirst := range []bool{true, false} {
+		a := newAuthority(domain, certs.LeafLife, now)
+		see := []func() error{func() error { return a.setBundle(cm) }, func() error { return a.setSecret(secret) }}
+		if secretFirst {
+			slices.Reverse(see)
+		}
+		if err := see[0](); err != nil {
+			t.Fatal(err)
+		}
+		_, news := a.trust()
+		if err := see[1](); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-news:
+		default:
+			t.Errorf("the Secret seen first: %t: it is no news that certificates can be signed", secretFirst)
+		}
+	}
+}
+
 // TestPlan follows a bundle through rotations: who is trusted, since when each root may sign, and when it goes.
 func TestPlan(t *testing.T) {
 	const delay, leafLife, year = 2 * time.Minute, 24 * time.Hour, 365 * 24 * time.Hour

@@ -32,7 +32,7 @@ func (o ownIssuer) Certify(_ context.Context, ids []mesh.Identity) certs.Batch {
 	return b
 }
 
-// Watch is certs.Issuer's. News of the bundle make the Keeper try again what has failed.
+// Watch is certs.Issuer's. News of the bundle or of the signer make the Keeper try again what has failed.
 func (o ownIssuer) Watch(ctx context.Context, roots func([]byte), _ func(error)) {
 	for {
 		b, changed := o.s.authority.trust()
