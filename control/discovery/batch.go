@@ -53,15 +53,22 @@ func (st *Stream) Next() []*discoveryv1.WatchResponse {
 		head.Locality = &discoveryv1.Locality{Node: st.node, Zone: n.zone, Region: n.region}
 	}
 	st.since, st.fresh, st.moved, st.refused = 0, false, false, nil
-	clear(st.answers)
-	clear(st.services)
-	clear(st.workloads)
+	st.answers, st.services, st.workloads = emptied(st.answers), emptied(st.services), emptied(st.workloads)
 	position := &discoveryv1.Position{Epoch: x.epoch, Version: x.version}
 	x.mu.Unlock()
 	if !first && head.Locality == nil && len(b.answers)+len(b.services)+len(b.endpoints)+len(b.workloads) == 0 {
 		return nil
 	}
 	return b.responses(head, position)
+}
+
+// emptied is m without what was in it; one that was large, as at the start of a stream, does not keep its room.
+func emptied[K comparable, V any](m map[K]V) map[K]V {
+	if len(m) > 32 {
+		return map[K]V{}
+	}
+	clear(m)
+	return m
 }
 
 // answer brings the subscriptions to an address up to date.

@@ -105,3 +105,28 @@ func heap() int64 {
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
+
+// BenchmarkStreamSize is what the index holds for a stream that has been sent what it asked for: bytes for each of its 120 addresses.
+func BenchmarkStreamSize(b *testing.B) {
+	const streams, each = 1000, 120
+	x := bigIndex(b, 1000)
+	for range b.N {
+		before := heap()
+		var open []*Stream
+		for i := range streams {
+			st := x.Open(fmt.Sprint("node", i), nil)
+			for j := range each / 6 { // a service for every five pods
+				st.Subscribe([]*discoveryv1.Address{ip(benchAddr("10.96.0.0", (i+j)%1000))})
+				for k := range 5 {
+					st.Subscribe([]*discoveryv1.Address{ip(benchAddr("10.128.0.0", (i*50+j*5+k)%10000))})
+				}
+			}
+			st.Next()
+			open = append(open, st)
+		}
+		b.ReportMetric(float64(heap()-before)/(streams*each), "B/subscription")
+		for _, st := range open {
+			st.Close()
+		}
+	}
+}

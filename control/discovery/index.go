@@ -72,7 +72,7 @@ type address struct {
 	hosts    int         // nodes that have it, as whatever
 	behind   []ref       // endpoints at it
 	version  uint64
-	watch    map[*Stream]struct{}
+	watch    []*Stream // in no order
 }
 
 func (a *address) empty() bool {
@@ -287,7 +287,7 @@ func (x *Index) claim(a netip.Addr, change func(*address)) {
 
 func (x *Index) touchAddress(a netip.Addr, c *address) {
 	c.version = x.stamp()
-	for st := range c.watch {
+	for _, st := range c.watch {
 		st.answers[a] = struct{}{}
 		st.poke()
 	}

@@ -114,7 +114,7 @@ func (x *Index) publish(w *workload) {
 		if c == nil {
 			continue
 		}
-		for st := range c.watch {
+		for _, st := range c.watch {
 			st.mark(w)
 		}
 		for _, b := range c.behind {

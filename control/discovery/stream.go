@@ -127,10 +127,7 @@ func (st *Stream) add(a netip.Addr, port uint32) {
 	st.count++
 	if len(st.subs[a]) == 0 {
 		c := x.at(a)
-		if c.watch == nil {
-			c.watch = map[*Stream]struct{}{}
-		}
-		c.watch[st] = struct{}{}
+		c.watch = append(c.watch, st)
 	}
 	st.subs[a] = append(st.subs[a], sub{port: port, answer: st.fresh && st.since > 0})
 	if port != 0 {
@@ -176,7 +173,12 @@ func (st *Stream) drop(_ netip.Addr, s sub) {
 
 func (st *Stream) unwatch(a netip.Addr) {
 	if c := st.x.addrs[a]; c != nil {
-		delete(c.watch, st)
+		if i, last := slices.Index(c.watch, st), len(c.watch)-1; i >= 0 {
+			c.watch[i], c.watch[last] = c.watch[last], nil
+			if c.watch = c.watch[:last]; last == 0 {
+				c.watch = nil
+			}
+		}
 		st.x.forget(a)
 	}
 }
