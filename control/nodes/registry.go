@@ -2,6 +2,7 @@
 package nodes
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -144,7 +145,7 @@ func (r *Registry) Get(name string, pods bool) *nodev1.Node {
 	out := &nodev1.Node{Name: name, Agent: n.agent, Connected: n.stream != nil, LastReportAt: timestamppb.New(n.at)}
 	if pods {
 		out.Pods = slices.SortedFunc(maps.Values(n.pods), func(a, b *nodev1.PodState) int {
-			return strings.Compare(a.Namespace+"/"+a.Name+"/"+a.Uid, b.Namespace+"/"+b.Name+"/"+b.Uid)
+			return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Uid, b.Uid))
 		})
 	}
 	return out

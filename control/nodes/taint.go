@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"conduit.io/conduit/api/kube"
-	nodev1 "conduit.io/conduit/api/nodev1"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,7 +12,11 @@ import (
 )
 
 // taint takes the taint off a node whose agent is ready: once in the agent's life, and again after it was not ready.
-func (w *Writer) taint(ctx context.Context, n *nodev1.Node) error {
+func (w *Writer) taint(ctx context.Context, node string) error {
+	n := w.r.Get(node, false)
+	if n == nil {
+		return nil
+	}
 	w.mu.Lock()
 	life, off := w.wired[n.Name]
 	if !n.Connected || !n.Agent.GetReady() {

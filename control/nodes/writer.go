@@ -53,6 +53,8 @@ type Known interface {
 }
 
 const (
+	// atOnce is how many conditions are written at a time, so that a slow API server is not given more.
+	atOnce = 8
 	// again is when to look again whether a pod has been seen.
 	again = 2 * time.Second
 	// echo is how long the cache may take to see what was written.
@@ -96,7 +98,7 @@ func (w *Writer) Run(ctx context.Context) {
 		w.Changed(node)
 	}
 	var workers sync.WaitGroup
-	for range 4 {
+	for range atOnce {
 		workers.Go(func() { w.serve(ctx, pods, w.conditions) })
 	}
 	workers.Go(func() { w.serve(ctx, taints, w.taint) })
@@ -110,17 +112,13 @@ func (w *Writer) Run(ctx context.Context) {
 }
 
 // serve has the nodes of q written, until it is shut down. What fails is tried again with all that is left.
-func (w *Writer) serve(ctx context.Context, q queue, write func(ctx context.Context, n *nodev1.Node) error) {
+func (w *Writer) serve(ctx context.Context, q queue, write func(ctx context.Context, node string) error) {
 	for {
 		node, end := q.Get()
 		if end {
 			return
 		}
-		var err error
-		if n := w.r.Get(node, true); n != nil {
-			err = write(ctx, n)
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := write(ctx, node); err != nil && ctx.Err() == nil {
 			w.log.Warn("state of a node not written; trying again", "node", node, "error", err.Error())
 			q.AddRateLimited(node)
 		} else {
@@ -131,7 +129,11 @@ func (w *Writer) serve(ctx context.Context, q queue, write func(ctx context.Cont
 }
 
 // conditions brings those of a node's pods up to date.
-func (w *Writer) conditions(ctx context.Context, n *nodev1.Node) error {
+func (w *Writer) conditions(ctx context.Context, node string) error {
+	n := w.r.Get(node, true)
+	if n == nil {
+		return nil
+	}
 	var first error
 	there := make(map[string]bool, len(n.Pods))
 	for _, p := range n.Pods {

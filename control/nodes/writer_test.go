@@ -67,7 +67,8 @@ func (s *stage) writer() *Writer {
 // report has w look at the pod, and returns what the API server has of it then.
 func (s *stage) report(w *Writer) *corev1.Pod {
 	s.t.Helper()
-	if err := w.conditions(s.t.Context(), &nodev1.Node{Name: "n1", Pods: []*nodev1.PodState{s.state}}); err != nil {
+	s.r.Open("n1", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
+	if err := w.conditions(s.t.Context(), "n1"); err != nil {
 		s.t.Fatal(err)
 	}
 	p, err := s.client.CoreV1().Pods("default").Get(s.t.Context(), "web", metav1.GetOptions{})
@@ -168,7 +169,7 @@ func TestTaintDoesNotWait(t *testing.T) {
 	for i := range 10 {
 		s.r.Open(fmt.Sprint("n", i), func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
 	}
-	for range 4 {
+	for range atOnce {
 		<-stuck.held
 	}
 	s.r.Open("late", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Instance: "a", Ready: true}, Pods: []*nodev1.PodState{s.state}})
