@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"time"
@@ -35,6 +37,14 @@ func (r *run) changes(ctx context.Context) error {
 	if err := look(&before); err != nil {
 		return err
 	}
+	loadavg, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Sscan(string(loadavg), &r.out.Crowd); err != nil {
+		return err
+	}
+	r.out.Rate = r.rate
 	busy, idle := r.fleet.heard()
 	began := time.Now()
 	going, stop := context.WithTimeout(ctx, r.change)
@@ -84,66 +94,61 @@ func (c *change) read(past []*flip) {
 	c.Heard, c.Watch, c.Agents, c.Above = len(agents), spreadOf(watch), spreadOf(agents), spreadOf(above)
 }
 
-// restart ends the controller and starts it anew. All agents come back, and endpoints change meanwhile.
-func (r *run) restart(ctx context.Context) error {
-	h, before := &r.out.Herd, r.fleet.agents[0].dir.Status().Epoch
-	asked, err := r.site.asked(ctx)
-	if err != nil {
+// restart ends the controller and starts it anew.
+func (r *run) restart(ctx context.Context) (err error) {
+	if r.before, err = r.site.asked(ctx); err != nil {
 		return err
 	}
-	e := r.fleet.expect(complete(before))
+	r.back = r.fleet.expect(complete(r.fleet.agents[0].dir.Status().Epoch))
 	began := time.Now()
 	r.ctl.stop()
-	h.Drain = time.Since(began).Seconds()
+	r.out.Herd.Drain = time.Since(began).Seconds()
 	r.weigh()
+	return r.ctl.start(ctx)
+}
+
+// herd waits until all agents have come back to a controller that was started anew. Endpoints change meanwhile.
+func (r *run) herd(ctx context.Context) error {
+	h, ready := &r.out.Herd, r.ctl.ready
+	h.Ready = ready.Sub(r.ctl.began).Seconds()
 	watching, end := context.WithCancel(ctx)
 	defer end()
 	if err := r.fleet.watch(watching, r.site); err != nil {
 		return err
 	}
-	if err := r.ctl.start(ctx); err != nil {
-		return err
-	}
-	ready := time.Now()
-	h.Ready = ready.Sub(r.ctl.began).Seconds()
 	going, stop := context.WithCancel(ctx)
 	defer stop()
-	type flipped struct {
-		past []*flip
-		err  error
-	}
-	over := make(chan flipped, 1)
+	var past []*flip
+	over := make(chan error, 1)
 	go func() {
-		past, err := r.fleet.change(going, r.site, r.rate)
-		over <- flipped{past, err}
+		var err error
+		past, err = r.fleet.change(going, r.site, r.rate)
+		over <- err
 	}()
-	came, err := e.await(ctx, r.fleet, r.town.nodes)
+	came, err := r.back.await(ctx, r.fleet, r.town.nodes)
 	u, uerr := r.ctl.usage()
 	_ = pause(ctx, time.Second) // the last to come hears of changes, too
 	stop()
-	got := <-over
-	for _, err := range []error{err, uerr, got.err} {
-		if err != nil {
-			return err
-		}
+	if err := errors.Join(err, uerr, <-over); err != nil {
+		return err
 	}
 	var took []time.Duration
 	for _, a := range came {
 		took = append(took, a.at.Sub(ready))
 	}
 	var c change
-	c.read(got.past)
+	c.read(past)
 	text, err := r.ctl.metrics()
-	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), u.cpu.Seconds(), u.peak, int(text["conduit_discovery_deferred_total"])
-	h.Change, h.Lost = c.Agents, c.Lost
 	if err != nil {
 		return err
 	}
+	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), u.cpu.Seconds(), u.peak, int(text["conduit_discovery_deferred_total"])
+	h.Change, h.Lost = c.Agents, c.Lost
 	if err := pause(ctx, r.rest); err != nil { // the leader has heard all reports by then
 		return err
 	}
 	then, err := r.site.asked(ctx)
-	h.Writes = then.conditions - asked.conditions
+	h.Writes = then.conditions - r.before.conditions
 	return err
 }
 

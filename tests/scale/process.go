@@ -74,6 +74,7 @@ type controller struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 	began time.Time
+	ready time.Time
 }
 
 // newController takes a program, or has this one be profiled.
@@ -122,6 +123,7 @@ func (c *controller) start(ctx context.Context) error {
 			res.Body.Close()
 			if res.StatusCode == http.StatusOK {
 				poll.Stop()
+				c.ready = time.Now()
 				return nil
 			}
 		}

@@ -43,6 +43,8 @@ type point struct {
 	Herd          herd
 	Policy        policy
 	Held          held
+	Rate          float64 // of changes, a second
+	Crowd         float64 // the computer's load, of the last minute, when changes began
 	HarnessCPU    float64 // percent of one core while endpoints change: of the agents, and what drives them
 	APIServerCPU  float64
 	APIServerPeak int64

@@ -35,6 +35,8 @@ type run struct {
 
 	running context.Context // of the agents
 	bare    int64           // the heap before there were agents
+	before  asked           // before the controller was started anew
+	back    *expectation    // that agents have come back to it
 }
 
 // measure measures one size.
@@ -66,7 +68,7 @@ func measure(ctx context.Context, p plan, nodes int) (*point, error) {
 		do   func(context.Context) error
 	}{
 		{"cluster", r.populate}, {"start", r.load}, {"connect", r.connect}, {"enrol", r.enrol}, {"rest", r.atRest},
-		{"change", r.changes}, {"restart", r.restart}, {"policy", r.policy},
+		{"change", r.changes}, {"restart", r.restart}, {"herd", r.herd}, {"policy", r.policy},
 	} {
 		r.say(step.name)
 		limit, cancel := context.WithTimeout(ctx, p.limit)
@@ -106,7 +108,7 @@ func (r *run) load(ctx context.Context) error {
 	if err := r.ctl.start(ctx); err != nil {
 		return err
 	}
-	r.out.Load.Ready = time.Since(r.ctl.began).Seconds()
+	r.out.Load.Ready = r.ctl.ready.Sub(r.ctl.began).Seconds()
 	u, err := r.ctl.usage()
 	if err != nil {
 		return err
