@@ -77,6 +77,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the server's proxy has seen %v responses with mTLS, want 200 and more", n)
 	}
 	conduit(t, c, "check")
+	t.Run("services", func(t *testing.T) { services(t, c) })
 
 	said := conduit(t, c, "uninstall", "--apply", "--timeout", "2m")
 	if want := fmt.Sprintf("verified: %d nodes clean, 0 objects left", c.Nodes()); !strings.Contains(said, want) || !strings.Contains(said, "verified 0 programs") {

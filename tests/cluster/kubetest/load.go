@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,23 +18,35 @@ const LoadImage = "localhost/load:test"
 // LoadPort is where load pods listen: HTTP/1.1, HTTP/2 and gRPC.
 const LoadPort = 9000
 
-// loaded are the clusters that have the image already.
+// loaded are the images that clusters have already.
 var loaded sync.Map
 
-// ImportLoad builds tests/load and imports its image on every node, once for each cluster.
+type loadedImage struct {
+	cluster *kube.Cluster
+	image   string
+}
+
+// ImportLoad imports the image of tests/load on every node, once for each cluster.
 func (c *Cluster) ImportLoad() {
 	c.t.Helper()
-	if _, there := loaded.LoadOrStore(c.Cluster, true); there {
+	c.ImportProgram(LoadImage, "conduit.io/conduit/tests/load")
+}
+
+// ImportProgram builds a Go program, and imports an image of it on every node, once for each cluster. The program is at the root, named
+// as its package's folder.
+func (c *Cluster) ImportProgram(image, pkg string) {
+	c.t.Helper()
+	if _, there := loaded.LoadOrStore(loadedImage{c.Cluster, image}, true); there {
 		return
 	}
 	dir := c.t.TempDir()
-	program, archive := filepath.Join(dir, "load"), filepath.Join(dir, "load.tar")
-	build := exec.CommandContext(c.Context(), "go", "build", "-o", program, "conduit.io/conduit/tests/load")
+	program, archive := filepath.Join(dir, path.Base(pkg)), filepath.Join(dir, "image.tar")
+	build := exec.CommandContext(c.Context(), "go", "build", "-o", program, pkg)
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		c.t.Fatalf("build load: %v\n%s", err, out)
+		c.t.Fatalf("build %s: %v\n%s", pkg, err, out)
 	}
-	if err := kube.ProgramImage(archive, LoadImage, program); err != nil {
+	if err := kube.ProgramImage(archive, image, program); err != nil {
 		c.t.Fatal(err)
 	}
 	if err := c.ImportImage(c.Context(), archive); err != nil {
