@@ -9,6 +9,8 @@
 #include "kernel.h"
 #include "addr.h"
 #include "pod.h"
+#include "kubelet.h"
+#include "witness.h"
 
 #include "create.c"
 #include "connect.c"

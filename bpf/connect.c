@@ -69,8 +69,10 @@ static __always_inline int connect(struct bpf_sock_addr *ctx, const struct cdt_a
 		return ALLOW; // not TCP: not the mesh's, connects as ever (MPTCP comes here once per TCP subflow)
 	cookie = bpf_get_netns_cookie(ctx);
 	pod = bpf_map_lookup_elem(&cdt_pods, &cookie);
-	if (!pod)
+	if (!pod) {
+		kubelet_connect(ctx, cookie);
 		return ALLOW; // not a pod of the mesh: connects as ever
+	}
 	if (pod->flags & CDT_POD_FLAG_LEFT)
 		return pass(ctx); // no longer enrolled: connects directly
 	tag = bpf_sk_storage_get(&cdt_tags, ctx->sk, NULL, 0);

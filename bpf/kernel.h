@@ -19,3 +19,24 @@ struct sock {
 } __attribute__((preserve_access_index));
 
 struct tcp_sock;
+
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct pid_namespace {
+	struct pid_namespace *parent;
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+
+struct nsproxy {
+	struct pid_namespace *pid_ns_for_children;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	int tgid;
+	__u64 start_boottime;
+	__u64 self_exec_id;
+	struct task_struct *group_leader;
+	struct nsproxy *nsproxy;
+} __attribute__((preserve_access_index));

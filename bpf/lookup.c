@@ -3,7 +3,7 @@
 // eth0 for local traffic too):
 //   from an own address to a foreign one   outbound: only the marked route brings such a SYN here
 //   between own addresses                  the application to itself, or the proxy to it: ordinary lookup
-//   from a foreign address to an own one   inbound
+//   from a foreign address to an own one   inbound: the proxy's, but for the probes of the node's kubelet
 //   between foreign addresses              refused: it is outbound from, or inbound to, an address of the pod that the
 //                                          loader was not told of (yet). Taken for the wrong one of the two, the proxy
 //                                          would carry it on in plaintext, or under the pod's identity.
@@ -35,6 +35,17 @@ static __always_inline struct cdt_addr src_addr(struct bpf_sk_lookup *ctx)
 	__u32 v4 = CTX_READ(ctx->remote_ip4);
 
 	return CTX_READ(ctx->family) == AF_INET ? addr_from4(v4) : addr_from6(a, b, c, d);
+}
+
+// The node's kubelet has dialled this, and nobody else (kubelet.h).
+static __always_inline bool vouched(struct bpf_sk_lookup *ctx, const struct cdt_addr *src, const struct cdt_addr *dst)
+{
+	struct cdt_tuple conn = { .src = *src, .dst = *dst };
+
+	// Half of the field that it was before Linux 5.18: the half in which the port is.
+	conn.sport = bpf_ntohs(*(const volatile __be16 *)&ctx->remote_port);
+	conn.dport = CTX_READ(ctx->local_port);
+	return bpf_map_lookup_elem(&cdt_vouched, &conn);
 }
 
 // Gives the SYN to the listener in a slot. One that is dropped is answered with RST (ECONNREFUSED) when it is inbound or
@@ -90,6 +101,10 @@ int cdt_lookup(struct bpf_sk_lookup *ctx)
 		return SK_DROP; // neither end is known as the pod's: refused
 	}
 	// Inbound.
+	if (vouched(ctx, &src, &dst)) {
+		count_bypass(cookie, CDT_BYPASS_PROBE);
+		return SK_PASS; // a probe: straight to the application
+	}
 	verdict = steer(ctx, cookie, v4 ? CDT_SLOT_IN_V4 : CDT_SLOT_IN_V6, &alive);
 	if (alive)
 		return verdict; // to the proxy, or refused should the kernel not take it

@@ -52,3 +52,29 @@ struct {
 	__type(key, __u64);
 	__type(value, struct cdt_counters);
 } cdt_counters SEC(".maps");
+
+// The kubelet of a node, keyed by the node's network namespace cookie. Written by user space; a dead process's entry
+// matches no other.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8);
+	__type(key, __u64);
+	__type(value, struct cdt_process);
+} cdt_kubelet SEC(".maps");
+
+// The kubelet's connections, from before the SYN until the socket is closed. What is evicted, or does not fit, is refused
+// as any other plaintext. The size is for the kernel's free lists of 128 processors, each of which holds up to 128 entries.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct cdt_tuple);
+	__type(value, __u8);
+} cdt_vouched SEC(".maps");
+
+// One question, and its answer.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cdt_witness);
+} cdt_witness SEC(".maps");

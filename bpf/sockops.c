@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-// sockops: carries the client's address from the proxy's connecting socket to the application's accepted one, and
-// watches for connections of enrolled pods that escaped. It runs for every TCP socket of the node, several times, so
-// everything but two operations returns at once.
+// sockops: carries the client's address from the proxy's connecting socket to the application's accepted one, watches for
+// connections of enrolled pods that escaped, and keeps the list of the kubelet's. It runs for every TCP socket of the node,
+// several times, so everything but two operations returns at once; a third comes only for sockets that asked for it.
 
 static __always_inline struct cdt_addr local_addr(struct bpf_sock_ops *ctx)
 {
@@ -102,24 +102,44 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 		*tag = peer;
 }
 
+static __always_inline struct cdt_tuple outgoing(struct bpf_sock_ops *ctx)
+{
+	return (struct cdt_tuple){
+		.src = local_addr(ctx), .dst = remote_addr(ctx), .sport = CTX_READ(ctx->local_port), .dport = remote_port(ctx),
+	};
+}
+
 SEC("sockops")
 int cdt_sockops(struct bpf_sock_ops *ctx)
 {
+	__u32 op = ctx->op, state = CTX_READ(ctx->args[1]);
+	struct cdt_tuple conn;
 	struct bpf_sock *sk;
 	struct cdt_pod *pod;
-	__u32 op = ctx->op;
 	__u64 cookie;
 
-	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+	if (op == BPF_SOCK_OPS_STATE_CB && state != BPF_TCP_CLOSE)
+		return 1; // not its end: the connection goes on
+	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB)
 		return 1; // nothing to do: the connection goes on
-	cookie = bpf_get_netns_cookie(ctx);
-	// A pod that has left too: the proxy goes on dialling for connections that were steered before.
-	pod = bpf_map_lookup_elem(&cdt_pods, &cookie);
-	if (!pod)
-		return 1; // not a pod of the mesh: the connection goes on
 	sk = ctx->sk;
 	if (!sk)
 		return 1; // not a full socket, which these operations never see: the connection goes on
+	if (op == BPF_SOCK_OPS_STATE_CB) {
+		conn = outgoing(ctx);
+		kubelet_closed(sk, &conn);
+		return 1;
+	}
+	cookie = bpf_get_netns_cookie(ctx);
+	// A pod that has left too: the proxy goes on dialling for connections that were steered before.
+	pod = bpf_map_lookup_elem(&cdt_pods, &cookie);
+	if (!pod) {
+		if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+			conn = outgoing(ctx);
+			kubelet_connecting(ctx, sk, cookie, &conn);
+		}
+		return 1; // not a pod of the mesh: the connection goes on
+	}
 	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		connecting(ctx, sk, cookie, pod);
 	else

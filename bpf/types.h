@@ -39,6 +39,7 @@ enum cdt_kind {
 	CDT_KIND_VIRTUAL, // set by the proxy: as PROXY, and the accepting application shall see addr:port as its peer
 	CDT_KIND_PEER,	  // set by sockops: an application's accepted socket, whose peer is shown as addr:port
 	CDT_KIND_PASSED,  // set by connect: let through and counted, because no proxy was alive
+	CDT_KIND_KUBELET, // set by connect: the kubelet's own, in the node's namespace
 };
 
 // Value of cdt_tags, the socket storage. The proxy writes it by descriptor before it connects. 20 bytes, no padding.
@@ -90,6 +91,7 @@ enum cdt_bypass {
 	CDT_BYPASS_IN_REFUSED, // inbound, no proxy alive, mode closed, or no end known as the pod's: refused
 	CDT_BYPASS_UNSEEN,    // fault: a SYN left that the connect hook had not judged
 	CDT_BYPASS_UNROUTED,  // fault: a steered SYN left by a real interface: the pod's rule or routes are gone
+	CDT_BYPASS_PROBE,     // inbound, dialled by the node's kubelet: handed to the application
 	CDT_BYPASS__COUNT,
 };
 
@@ -98,4 +100,33 @@ struct cdt_counters {
 	__u64 created; // TCP sockets created in the namespace, the proxy's own included
 	__u64 steered; // connects handed to the proxy
 	__u64 bypassed[CDT_BYPASS__COUNT];
+};
+
+// One run of a program, so that no other is ever taken for it: neither a process that has the same number later, nor the
+// program that a process becomes by execve(2).
+struct cdt_process {
+	__u64 start; // of the process, ns since boot
+	__u64 execs; // the kernel's count of execve(2) by the process and its ancestors
+	__u32 tgid;  // in the initial PID namespace
+	__u32 pad;
+};
+
+// Key of cdt_vouched: a TCP connection as its client sees it. Ports are in host order.
+struct cdt_tuple {
+	struct cdt_addr src;
+	struct cdt_addr dst;
+	__u16 sport;
+	__u16 dport;
+};
+
+// The element of cdt_witness: which process has accepted a connection? User space asks before it connects, and only one
+// question at a time; the process that accepts answers, in the kernel, and cannot do otherwise.
+struct cdt_witness {
+	__u64 cookie;	       // the network namespace of both ends
+	struct cdt_tuple conn; // none asked while sport is 0
+	// The answer, once who.tgid is not 0.
+	__u32 uid; // in the initial user namespace
+	struct cdt_process who;
+	__u32 pid_ns;	     // inode of its PID namespace
+	__u32 pid_ns_parent; // and of the one above; 0: there is none
 };

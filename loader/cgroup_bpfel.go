@@ -18,9 +18,12 @@ import (
 const (
 	cgroupMapCdtCarry       = "cdt_carry"
 	cgroupMapCdtCounters    = "cdt_counters"
+	cgroupMapCdtKubelet     = "cdt_kubelet"
 	cgroupMapCdtListeners   = "cdt_listeners"
 	cgroupMapCdtPods        = "cdt_pods"
 	cgroupMapCdtTags        = "cdt_tags"
+	cgroupMapCdtVouched     = "cdt_vouched"
+	cgroupMapCdtWitness     = "cdt_witness"
 	cgroupProgCdtConnect4   = "cdt_connect4"
 	cgroupProgCdtConnect6   = "cdt_connect6"
 	cgroupProgCdtCreate     = "cdt_create"
@@ -88,9 +91,12 @@ type cgroupProgramSpecs struct {
 type cgroupMapSpecs struct {
 	CdtCarry     *ebpf.MapSpec `ebpf:"cdt_carry"`
 	CdtCounters  *ebpf.MapSpec `ebpf:"cdt_counters"`
+	CdtKubelet   *ebpf.MapSpec `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.MapSpec `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.MapSpec `ebpf:"cdt_pods"`
 	CdtTags      *ebpf.MapSpec `ebpf:"cdt_tags"`
+	CdtVouched   *ebpf.MapSpec `ebpf:"cdt_vouched"`
+	CdtWitness   *ebpf.MapSpec `ebpf:"cdt_witness"`
 }
 
 // cgroupVariableSpecs contains global variables before they are loaded into the kernel.
@@ -122,18 +128,24 @@ func (o *cgroupObjects) Close() error {
 type cgroupMaps struct {
 	CdtCarry     *ebpf.Map `ebpf:"cdt_carry"`
 	CdtCounters  *ebpf.Map `ebpf:"cdt_counters"`
+	CdtKubelet   *ebpf.Map `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.Map `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.Map `ebpf:"cdt_pods"`
 	CdtTags      *ebpf.Map `ebpf:"cdt_tags"`
+	CdtVouched   *ebpf.Map `ebpf:"cdt_vouched"`
+	CdtWitness   *ebpf.Map `ebpf:"cdt_witness"`
 }
 
 func (m *cgroupMaps) Close() error {
 	return _CgroupClose(
 		m.CdtCarry,
 		m.CdtCounters,
+		m.CdtKubelet,
 		m.CdtListeners,
 		m.CdtPods,
 		m.CdtTags,
+		m.CdtVouched,
+		m.CdtWitness,
 	)
 }
 

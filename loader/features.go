@@ -67,6 +67,10 @@ var probes = []probe{
 		helper(ebpf.SockOps, asm.FnGetNetnsCookie)},
 	{Feature{Name: "namespace cookies in setsockopt hooks", Needs: "5.15", Required: true, Config: "CONFIG_CGROUP_BPF"},
 		helper(ebpf.CGroupSockopt, asm.FnGetNetnsCookie)},
+	{Feature{Name: "kernel memory reads in connect hooks", Needs: "5.10", Required: true, Config: "CONFIG_BPF_EVENTS (or runs with lockdown=confidentiality)"},
+		helper(ebpf.CGroupSockAddr, asm.FnProbeReadKernel)},
+	{Feature{Name: "names of the calling process in connect hooks", Needs: "5.10", Required: true, Config: "CONFIG_BPF_EVENTS"},
+		helper(ebpf.CGroupSockAddr, asm.FnGetCurrentTask)},
 	// bed89185af0d gave it to connect hooks; the helper itself is older (5.18).
 	{Feature{Name: "error codes of connect hooks (bpf_set_retval)", Needs: "6.1", Config: "CONFIG_CGROUP_BPF"},
 		helper(ebpf.CGroupSockAddr, asm.FnSetRetval)},

@@ -133,6 +133,9 @@ func (d *Datapath) load() error {
 	if err := spec.Variables["cdt_have_retval"].Set(haveRetval()); err != nil {
 		return fmt.Errorf("set cdt_have_retval: %w", err)
 	}
+	if err := d.widenCounters(spec.Maps["cdt_counters"]); err != nil {
+		return err
+	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: d.pins.maps()},
 	})

@@ -18,9 +18,12 @@ import (
 const (
 	lookupMapCdtCarry     = "cdt_carry"
 	lookupMapCdtCounters  = "cdt_counters"
+	lookupMapCdtKubelet   = "cdt_kubelet"
 	lookupMapCdtListeners = "cdt_listeners"
 	lookupMapCdtPods      = "cdt_pods"
 	lookupMapCdtTags      = "cdt_tags"
+	lookupMapCdtVouched   = "cdt_vouched"
+	lookupMapCdtWitness   = "cdt_witness"
 	lookupProgCdtLookup   = "cdt_lookup"
 	lookupVarCdtCookie    = "cdt_cookie"
 )
@@ -76,9 +79,12 @@ type lookupProgramSpecs struct {
 type lookupMapSpecs struct {
 	CdtCarry     *ebpf.MapSpec `ebpf:"cdt_carry"`
 	CdtCounters  *ebpf.MapSpec `ebpf:"cdt_counters"`
+	CdtKubelet   *ebpf.MapSpec `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.MapSpec `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.MapSpec `ebpf:"cdt_pods"`
 	CdtTags      *ebpf.MapSpec `ebpf:"cdt_tags"`
+	CdtVouched   *ebpf.MapSpec `ebpf:"cdt_vouched"`
+	CdtWitness   *ebpf.MapSpec `ebpf:"cdt_witness"`
 }
 
 // lookupVariableSpecs contains global variables before they are loaded into the kernel.
@@ -110,18 +116,24 @@ func (o *lookupObjects) Close() error {
 type lookupMaps struct {
 	CdtCarry     *ebpf.Map `ebpf:"cdt_carry"`
 	CdtCounters  *ebpf.Map `ebpf:"cdt_counters"`
+	CdtKubelet   *ebpf.Map `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.Map `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.Map `ebpf:"cdt_pods"`
 	CdtTags      *ebpf.Map `ebpf:"cdt_tags"`
+	CdtVouched   *ebpf.Map `ebpf:"cdt_vouched"`
+	CdtWitness   *ebpf.Map `ebpf:"cdt_witness"`
 }
 
 func (m *lookupMaps) Close() error {
 	return _LookupClose(
 		m.CdtCarry,
 		m.CdtCounters,
+		m.CdtKubelet,
 		m.CdtListeners,
 		m.CdtPods,
 		m.CdtTags,
+		m.CdtVouched,
+		m.CdtWitness,
 	)
 }
 

@@ -58,6 +58,7 @@ var bypassNames = [BypassCount]string{
 	BypassInRefused: "inbound-refused",
 	BypassUnseen:    "unseen",
 	BypassUnrouted:  "unrouted",
+	BypassProbe:     "probe",
 }
 
 // String is the reason as metrics and users read it.
@@ -71,3 +72,8 @@ func (b Bypass) String() string {
 // Fault reports whether the mesh failed when it counted b: the pod is enrolled, and yet a connection went around the
 // proxy. The other reasons are as designed.
 func (b Bypass) Fault() bool { return b == BypassUnseen || b == BypassUnrouted }
+
+// NewTuple is the connection from src to dst, as the kernel's maps have it.
+func NewTuple(src, dst netip.AddrPort) Tuple {
+	return Tuple{Src: AddrFrom(src.Addr()), Dst: AddrFrom(dst.Addr()), Sport: src.Port(), Dport: dst.Port()}
+}

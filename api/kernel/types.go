@@ -32,6 +32,7 @@ const (
 	KindVirtual Kind = 2
 	KindPeer    Kind = 3
 	KindPassed  Kind = 4
+	KindKubelet Kind = 5
 )
 
 // SockTag is the value of map cdt_tags: 20 bytes, no padding. Port is in network order.
@@ -79,6 +80,35 @@ type CarryKey struct {
 	Pad    uint32
 }
 
+// Process is one run of a program, and never another's.
+type Process struct {
+	_     structs.HostLayout
+	Start uint64
+	Execs uint64
+	Tgid  uint32
+	Pad   uint32
+}
+
+// Tuple is the key of map cdt_vouched: a connection as its client sees it, ports in host order.
+type Tuple struct {
+	_     structs.HostLayout
+	Src   Addr
+	Dst   Addr
+	Sport uint16
+	Dport uint16
+}
+
+// Witness is the element of map cdt_witness: a question, and its answer.
+type Witness struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Conn        Tuple
+	Uid         uint32
+	Who         Process
+	PidNs       uint32
+	PidNsParent uint32
+}
+
 // Bypass is why a connection of an enrolled pod did not pass the proxy.
 type Bypass uint32
 
@@ -92,7 +122,8 @@ const (
 	BypassInRefused Bypass = 5
 	BypassUnseen    Bypass = 6
 	BypassUnrouted  Bypass = 7
-	BypassCount            = 8 // how many there are
+	BypassProbe     Bypass = 8
+	BypassCount            = 9 // how many there are
 )
 
 // Counters is the value, per CPU, of map cdt_counters, keyed by network namespace cookie.
@@ -100,5 +131,5 @@ type Counters struct {
 	_        structs.HostLayout
 	Created  uint64
 	Steered  uint64
-	Bypassed [8]uint64
+	Bypassed [9]uint64
 }

@@ -36,6 +36,9 @@ var declarations = []declaration{
 	{c: "cdt_pod", goName: "Pod", doc: "is the value of map cdt_pods, keyed by network namespace cookie."},
 	{c: "cdt_listener_key", goName: "ListenerKey", doc: "is the key of map cdt_listeners."},
 	{c: "cdt_carry_key", goName: "CarryKey", doc: "is the key of map cdt_carry: a 4-tuple in one namespace, ports in host order."},
+	{c: "cdt_process", goName: "Process", doc: "is one run of a program, and never another's."},
+	{c: "cdt_tuple", goName: "Tuple", doc: "is the key of map cdt_vouched: a connection as its client sees it, ports in host order."},
+	{c: "cdt_witness", goName: "Witness", doc: "is the element of map cdt_witness: a question, and its answer."},
 	{c: "cdt_bypass", goName: "Bypass", doc: "is why a connection of an enrolled pod did not pass the proxy.", underlying: "uint32"},
 	{c: "cdt_counters", goName: "Counters", doc: "is the value, per CPU, of map cdt_counters, keyed by network namespace cookie."},
 }
