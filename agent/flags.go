@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
 
 	"conduit.io/conduit/agent/admin"
+	"conduit.io/conduit/agent/kubelet"
 	"conduit.io/conduit/mesh"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +51,7 @@ type config struct {
 	trustDomain string
 	proxy       string
 	admin       string
+	kubeletPort uint
 	logLevel    slog.Level
 	uninstall   bool
 	version     bool
@@ -86,6 +89,7 @@ func parse(env Env) (c config, code int, ok bool) {
 	fs.StringVar(&c.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust `DOMAIN`")
 	fs.StringVar(&c.proxy, "proxy", "", "`PATH` of the conduit-proxy binary (default beside conduit-agent; on Kubernetes none: a container of its own runs it)")
 	fs.StringVar(&c.admin, "admin", admin.DefaultAddr, "`ADDRESS` of /metrics, /readyz and /debug/pods; written to RUN-DIR/admin.addr")
+	fs.UintVar(&c.kubeletPort, "kubelet-port", kubelet.DefaultPort, "`PORT` that the node's kubelet serves: the kernel knows it by that, and lets its probes reach STRICT pods; 0: nobody's")
 	fs.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`LEVEL` of the log on stderr: debug, info, warn or error")
 	fs.BoolVar(&c.uninstall, "uninstall", false, "stop this node's agent and proxy, remove everything they made, verify, and exit")
 	fs.BoolVar(&c.version, "version", false, "print the version and exit")
@@ -141,6 +145,9 @@ func (c *config) complete() error {
 	// The kernel's limit for the path of a Unix socket is 107 bytes (unix(7)).
 	if sock := filepath.Join(c.runDir, "proxy.sock.new"); len(sock) > 107 {
 		return fmt.Errorf("--run-dir %s is too long for the sockets in it (at most %d bytes)", c.runDir, 107-len("/proxy.sock.new"))
+	}
+	if c.kubeletPort > math.MaxUint16 {
+		return fmt.Errorf("--kubelet-port %d: want a port, or 0", c.kubeletPort)
 	}
 	if !mesh.ValidTrustDomain(c.trustDomain) {
 		return fmt.Errorf("--trust-domain %q: want lower-case letters, digits, dots, dashes and underscores", c.trustDomain)

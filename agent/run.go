@@ -15,6 +15,7 @@ import (
 	"conduit.io/conduit/agent/cniserver"
 	"conduit.io/conduit/agent/controlplane"
 	"conduit.io/conduit/agent/enrol"
+	"conduit.io/conduit/agent/kubelet"
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/identity"
@@ -164,9 +165,10 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	if w.directory != nil {
 		reporter = controlplane.NewReporter(w.controller, newObserver(w, manager, supervisor).look)
 	}
+	probes := kubelet.New(uint16(c.kubeletPort), parts.Datapath, log)
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: w, Supervisor: supervisor, Log: log,
+		Manager: manager, Manifests: w, Supervisor: supervisor, Kubelet: probes, Log: log,
 	})
 	if err != nil {
 		return err
@@ -179,6 +181,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	err = together(ctx,
 		func(ctx context.Context) error { supervisor.Run(ctx); return nil },
 		func(ctx context.Context) error { manager.Run(ctx); return nil },
+		func(ctx context.Context) error { probes.Run(ctx); return nil },
 		func(ctx context.Context) error {
 			parts.Keeper.Run(ctx, manager.Certified, func(err error) { log.Error("certificates not issued; trying again", "error", err) })
 			return nil

@@ -178,6 +178,7 @@ func TestSchema(t *testing.T) {
 		"cni.confDir=etc/cni":                         "'/cni/confDir'",
 		"proxy.shards=0":                              "'/proxy/shards'",
 		"agent.logLevel=loud":                         "'/agent/logLevel'",
+		"agent.kubeletPort=65536":                     "'/agent/kubeletPort'",
 		"commonLabels.a=1":                            "'/commonLabels/a'",
 		"proxy.resources.limits.memory=a lot":         "'/proxy/resources/limits/memory'",
 		"image.pullSecrets[0]=a b":                    "'/image/pullSecrets/0'",

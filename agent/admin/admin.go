@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/agent/enrol"
+	"conduit.io/conduit/agent/kubelet"
 	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/agent/proxylink"
 )
@@ -42,6 +43,7 @@ type Config struct {
 	Manager    *enrol.Manager
 	Manifests  Faulty
 	Supervisor *proxylink.Supervisor
+	Kubelet    *kubelet.Watcher
 	Log        *slog.Logger
 }
 

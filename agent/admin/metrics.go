@@ -50,6 +50,7 @@ type Node struct {
 	Faults      int // in manifests
 	Summary     enrol.Summary
 	ProxyUp     bool
+	Kubelet     bool              // the kernel vouches for one
 	Starts      int               // of proxies
 	Pods        []enrol.PodStatus // nil: the kernel's counts could not be read
 }
@@ -59,7 +60,7 @@ func (s *Server) node() *Node {
 	state, _ := s.cfg.Supervisor.State()
 	n := &Node{
 		Build: s.cfg.Build, Name: s.cfg.Node, Faults: len(s.cfg.Manifests.Faults()), Summary: s.cfg.Manager.Summary(),
-		ProxyUp: state == proxylink.Ready, Starts: s.cfg.Supervisor.Starts(),
+		ProxyUp: state == proxylink.Ready, Kubelet: s.cfg.Kubelet.Known(), Starts: s.cfg.Supervisor.Starts(),
 	}
 	var err error
 	if n.Pods, err = s.cfg.Manager.Pods(); err != nil {
@@ -81,17 +82,21 @@ func (n *Node) Metrics() string {
 	p.sample("conduit_pods", uint64(n.Summary.Wanted), "state", "wanted")
 	p.sample("conduit_pods", uint64(n.Summary.Leaving), "state", "leaving")
 	p.sample("conduit_pods", uint64(n.Summary.Other), "state", "not_meshed")
-	up := uint64(0)
-	if n.ProxyUp {
-		up = 1
-	}
-	p.gauge("conduit_proxy_up", "1 while the node's proxy is linked and up to date.", up)
+	p.gauge("conduit_proxy_up", "1 while the node's proxy is linked and up to date.", flag(n.ProxyUp))
+	p.gauge("conduit_kubelet_known", "1 while the kernel vouches for the node's kubelet, so that its probes reach applications.", flag(n.Kubelet))
 	p.family("conduit_proxy_starts_total", "counter", "Proxies started by this agent process.")
 	p.sample("conduit_proxy_starts_total", uint64(n.Starts))
 	if n.Pods != nil {
 		p.sockets(n.Pods)
 	}
 	return p.String()
+}
+
+func flag(on bool) uint64 {
+	if on {
+		return 1
+	}
+	return 0
 }
 
 // sockets writes the kernel's counts. Pods that were never enrolled have none.
