@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/tests/cluster/kubetest"
 )
 
@@ -31,7 +32,9 @@ func importImagesOf(t testing.TB, c *kubetest.Cluster, bin, version string) {
 }
 
 // tryConduit is conduit, for what may fail.
-func tryConduit(c *kubetest.Cluster, args ...string) (string, error) { return runConduit(c, binDir, args...) }
+func tryConduit(c *kubetest.Cluster, args ...string) (string, error) {
+	return runConduit(c, binDir, args...)
+}
 
 func runConduit(c *kubetest.Cluster, bin string, args ...string) (string, error) {
 	said, err := exec.CommandContext(c.Context(), filepath.Join(bin, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
@@ -58,6 +61,7 @@ func TestInstall(t *testing.T) {
 	c := kubetest.New(t)
 	c.ImportLoad()
 	importImages(t, c)
+	c.ImportProgram(probedImage, "conduit.io/conduit/tests/e2e/probed")
 	nodes := &byHand{Cluster: c, t: t}
 	var before []string
 	for i := 1; i <= c.Nodes(); i++ {
@@ -66,7 +70,7 @@ func TestInstall(t *testing.T) {
 	conduit(t, c, "check", "--pre")
 	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	conduit(t, c, "check")
-	c.Apply(kubetest.QuietLoadPod("client", 1, nil) + kubetest.QuietLoadPod("server", 2, nil))
+	c.Apply(kubetest.LoadPod("client", 1, nil) + kubetest.LoadPod("server", 2, nil))
 	c.WaitReady("client", "server")
 	// PERMISSIVE, the default: mTLS wherever both ends can.
 	conduit(t, c, "mesh", "ns/"+c.Namespace, "--apply", "--wait")
@@ -78,6 +82,10 @@ func TestInstall(t *testing.T) {
 	}
 	conduit(t, c, "check")
 	t.Run("services", func(t *testing.T) { services(t, c) })
+	c.Kubectl("annotate", "namespace", c.Namespace, kube.AnnotationMode+"=STRICT")
+	c.Apply(probedPod(1))
+	c.WaitReady("probed")
+	t.Run("probes", func(t *testing.T) { probes(t, nodes) })
 
 	said := conduit(t, c, "uninstall", "--apply", "--timeout", "2m")
 	if want := fmt.Sprintf("verified: %d nodes clean, 0 objects left", c.Nodes()); !strings.Contains(said, want) || !strings.Contains(said, "verified 0 programs") {

@@ -199,8 +199,7 @@ func TestPodsOfARealKubelet(t *testing.T) {
 	for _, view := range []*kubetest.Cluster{plain, c} {
 		h.showPod(view.Namespace, "client", 1, "")
 		h.showPod(view.Namespace, "server", 2, "")
-		// Probes of a kubelet are plaintext from outside the mesh, which STRICT pods refuse.
-		view.Apply(kubetest.QuietLoadPod("client", 1, nil) + kubetest.QuietLoadPod("server", 2, nil))
+		view.Apply(kubetest.LoadPod("client", 1, nil) + kubetest.LoadPod("server", 2, nil))
 	}
 	plain.WaitReady("client", "server")
 	c.WaitReady("client", "server")

@@ -23,7 +23,12 @@ import (
 	"conduit.io/conduit/tests/testnet"
 )
 
-func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(proberEnv) != "" {
+		os.Exit(beProber())
+	}
+	os.Exit(testnet.Main(m))
+}
 
 // wantCode checks that err is a CNI error with the code, and that it mentions every part.
 func wantCode(t *testing.T, what string, err error, code uint, parts ...string) {

@@ -54,23 +54,14 @@ func (c *Cluster) ImportProgram(image, pkg string) {
 	}
 }
 
-// LoadPod is the manifest of a pod that answers on LoadPort, and from which Load sends requests. node 0 is any node.
-func LoadPod(name string, node int, labels map[string]string) string {
-	return loadPod(name, node, labels, object{"tcpSocket": object{"port": LoadPort}, "periodSeconds": 1})
-}
-
-// QuietLoadPod is LoadPod without a probe over the network, which a pod that wants mTLS refuses.
-func QuietLoadPod(name string, node int, labels map[string]string) string {
-	return loadPod(name, node, labels, object{"exec": object{"command": []string{"/load", "help"}}, "periodSeconds": 2})
-}
-
 type object = map[string]any
 
-func loadPod(name string, node int, labels map[string]string, probe object) string {
+// LoadPod is the manifest of a pod that answers on LoadPort, and from which Load sends requests. node 0 is any node.
+func LoadPod(name string, node int, labels map[string]string) string {
 	spec := object{
 		"terminationGracePeriodSeconds": 1,
 		"containers": []object{{"name": "load", "image": LoadImage, "imagePullPolicy": "Never", "args": []string{"backend", "--address", fmt.Sprintf("0.0.0.0:%d", LoadPort)},
-			"ports": []object{{"containerPort": LoadPort}}, "readinessProbe": probe}},
+			"ports": []object{{"containerPort": LoadPort}}, "readinessProbe": object{"tcpSocket": object{"port": LoadPort}, "periodSeconds": 1}}},
 	}
 	if node > 0 {
 		spec["nodeName"] = fmt.Sprintf("node%d", node)
