@@ -158,3 +158,42 @@ func TestUpdateKeepsWhatWasLearnt(t *testing.T) {
 	}
 	gone.End() // its last stream ends after it left: harmless
 }
+
+// Clients are spread evenly, and stay when other endpoints come and go.
+func TestHome(t *testing.T) {
+	const clients = 4000
+	b := seeded(t, 8)
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}) }
+	homes, count := map[int]netip.AddrPort{}, map[netip.AddrPort]int{}
+	for i := range clients {
+		homes[i] = b.Home(addr(i), 0, nil).Addr
+		count[homes[i]]++
+	}
+	for a, n := range count {
+		if n < clients/8*8/10 || n > clients/8*12/10 {
+			t.Errorf("%v is home to %d of %d clients", a, n, clients)
+		}
+	}
+	gone := b.eps[3].Addr
+	all := eps(9) // one more
+	b.Update(2, append(all[:3:3], all[4:]...))
+	moved := 0
+	for i := range clients {
+		switch now := b.Home(addr(i), 0, nil).Addr; {
+		case now == homes[i]:
+		case homes[i] != gone && now != all[8].Addr:
+			t.Fatalf("client %d moved from %v to %v", i, homes[i], now)
+		default:
+			moved++
+		}
+	}
+	if moved < clients/8 || moved > clients/3 {
+		t.Errorf("%d of %d clients moved", moved, clients)
+	}
+	for _, e := range b.eps {
+		e.Failed(0)
+	}
+	if e := b.Home(addr(1), 0, nil); e != nil {
+		t.Errorf("home is %v, which cannot be reached", e.Addr)
+	}
+}

@@ -87,4 +87,3 @@ func TestSourceRanges(t *testing.T) {
 		conn.Close()
 	}
 }
-

@@ -70,9 +70,10 @@ func (all affinities) drop(which func(affinityKey, *affinity) bool) {
 
 // sticky is a target with an affinity. Its connections have targets of their own.
 type sticky struct {
-	key  affinityKey
-	hold time.Duration
-	mine *balance.Endpoint // where the connection's last stream went; nil before the first
+	key    affinityKey
+	client netip.Addr
+	hold   time.Duration
+	mine   *balance.Endpoint // where the connection's last stream went; nil before the first
 }
 
 // own is tg for one connection, which stays with its endpoint for as long as it lives, as it would without a proxy. before
@@ -86,8 +87,9 @@ func (tg *target) own(before *target) *target {
 	return &one
 }
 
-// pick chooses the endpoint for a stream. With an affinity that is the connection's, or else the client's. One that has gone, or
-// cannot be reached, loses both to another.
+// pick chooses the endpoint for a stream. With an affinity that is the connection's, or else the client's, or else where the client
+// belongs: a new proxy, which knows of no affinity, leads it to where it was. An endpoint that has gone, or cannot be reached, loses
+// both to another.
 func (sh *shard) pick(tg *target, tried []*balance.Endpoint) *balance.Endpoint {
 	now, st := sh.loop.Now(), tg.sticky
 	if st == nil {
@@ -99,7 +101,9 @@ func (sh *shard) pick(tg *target, tried []*balance.Endpoint) *balance.Endpoint {
 	}
 	moves := st.mine == nil || !st.mine.Fit(now, tried)
 	if moves {
-		st.mine = tg.balancer.Pick(now, tried)
+		if st.mine = tg.balancer.Home(st.client, now, tried); st.mine == nil {
+			st.mine = tg.balancer.Pick(now, tried)
+		}
 	}
 	if st.mine != nil && (moves || !a.holds(now) || a.addr == st.mine.Addr) {
 		sh.affinities.put(st.key, st.mine.Addr, st.hold, now)

@@ -54,15 +54,16 @@ func (s *sticks) do(f func()) {
 	}
 }
 
-func client(name string) *share {
+// client is a pod at an address.
+func client(addr string) *share {
 	p := &pod{}
-	p.set(&mesh.Workload{Namespace: "shop", Name: name})
+	p.set(&mesh.Workload{Namespace: "shop", Addrs: []netip.Addr{netip.MustParseAddr(addr)}})
 	return newShare(p)
 }
 
 // conn is a new connection.
 func (s *sticks) conn(client *share, dst string) *down {
-	return &down{share: client, dst: netip.MustParseAddrPort(dst)}
+	return &down{share: client, dst: netip.MustParseAddrPort(dst), client: netip.AddrPortFrom(client.pod.record().Addrs[0], 0)}
 }
 
 // next is where the connection's next stream goes.
@@ -70,11 +71,17 @@ func (s *sticks) next(d *down, tried ...*balance.Endpoint) *balance.Endpoint {
 	return s.pick(s.resolve(d), tried)
 }
 
-// crowd makes e so busy that nobody chooses it freely.
-func crowd(e *balance.Endpoint) {
-	for range 10000 {
-		e.Start()
+// away has a client driven from where it belongs, by a failure that has passed, to another endpoint.
+func (s *sticks) away(one *share, dst string) (home, other *balance.Endpoint) {
+	s.t.Helper()
+	d := s.conn(one, dst)
+	home = s.next(d)
+	home.Failed(s.loop.Now())
+	if other = s.next(d, home); other == home {
+		s.t.Fatal("went where it failed")
 	}
+	home.Connected()
+	return home, other
 }
 
 func (s *sticks) expire() {
@@ -86,22 +93,22 @@ func (s *sticks) expire() {
 func TestAffinityHolds(t *testing.T) {
 	s := startSticky(t)
 	s.do(func() {
-		one := client("one")
-		first := s.next(s.conn(one, "10.96.0.1:80"))
-		crowd(first)
+		one := client("10.1.0.1")
+		home, other := s.away(one, "10.96.0.1:80")
 		for range 100 {
-			if e := s.next(s.conn(one, "10.96.0.1:80")); e != first {
-				t.Fatalf("went to %v after %v", e.Addr, first.Addr)
+			if e := s.next(s.conn(one, "10.96.0.1:80")); e != other {
+				t.Fatalf("went to %v after %v", e.Addr, other.Addr)
 			}
 		}
-		if e := s.next(s.conn(one, "198.51.100.1:80")); e.Addr != first.Addr {
-			t.Errorf("by another address of the Service: %v after %v", e.Addr, first.Addr)
+		if e := s.next(s.conn(one, "198.51.100.1:80")); e.Addr != other.Addr {
+			t.Errorf("by another address of the Service: %v after %v", e.Addr, other.Addr)
 		}
-		// Others are not bound by it.
-		for _, d := range []*down{s.conn(one, "10.96.0.1:81"), s.conn(client("two"), "10.96.0.1:80"), s.conn(one, "[fd00::96]:80")} {
-			if e := s.next(d); e == first {
-				t.Errorf("%v of %s went to the crowded endpoint", d.dst, d.share.pod.record().Name)
-			}
+		// Nobody else is bound by it: neither the client's connections to another port, nor others' from the same address.
+		if e := s.next(s.conn(one, "10.96.0.1:81")); e.Addr != home.Addr {
+			t.Errorf("to another port: %v, and belongs to %v", e.Addr, home.Addr)
+		}
+		if e := s.next(s.conn(client("10.1.0.1"), "10.96.0.1:80")); e != home {
+			t.Errorf("its successor: %v, and belongs to %v", e.Addr, home.Addr)
 		}
 	})
 }
@@ -109,28 +116,26 @@ func TestAffinityHolds(t *testing.T) {
 func TestAffinityExpires(t *testing.T) {
 	s := startSticky(t)
 	s.do(func() {
-		one := client("one")
+		one := client("10.1.0.1")
+		home, other := s.away(one, "10.96.0.1:80")
 		old := s.conn(one, "10.96.0.1:80")
-		first := s.next(old)
-		crowd(first)
+		s.next(old)
 		s.expire()
-		fresh := s.conn(one, "10.96.0.1:80")
-		second := s.next(fresh)
-		if second == first {
-			t.Errorf("still at %v", first.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e != home {
+			t.Errorf("still at %v", e.Addr)
 		}
 		// A connection that is open stays, and does not draw the others back.
-		if e := s.next(old); e != first {
-			t.Errorf("an open connection went from %v to %v", first.Addr, e.Addr)
+		if e := s.next(old); e != other {
+			t.Errorf("an open connection went from %v to %v", other.Addr, e.Addr)
 		}
-		if e := s.next(s.conn(one, "10.96.0.1:80")); e != second {
-			t.Errorf("went to %v after %v", e.Addr, second.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e != home {
+			t.Errorf("went to %v after %v", e.Addr, home.Addr)
 		}
 		// While nothing else holds, its use does.
 		s.expire()
 		s.next(old)
-		if e := s.next(s.conn(one, "10.96.0.1:80")); e != first {
-			t.Errorf("went to %v while a connection is used to %v", e.Addr, first.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e != other {
+			t.Errorf("went to %v while a connection is used to %v", e.Addr, other.Addr)
 		}
 		s.expire()
 		s.affinities.drop(func(_ affinityKey, a *affinity) bool { return !a.holds(s.loop.Now()) })
@@ -142,53 +147,51 @@ func TestAffinityExpires(t *testing.T) {
 
 func TestAffinityOutlivesSnapshots(t *testing.T) {
 	s := startSticky(t)
-	one := client("one")
+	one := client("10.1.0.1")
 	var old *down
-	var first, second *balance.Endpoint
+	var home, other, third *balance.Endpoint
 	s.do(func() {
+		home, other = s.away(one, "10.96.0.1:80")
 		old = s.conn(one, "10.96.0.1:80")
-		first = s.next(old)
-		crowd(first)
+		s.next(old)
 	})
 	s.snapshot("")
 	s.do(func() {
-		if e := s.next(s.conn(one, "10.96.0.1:80")); e.Addr != first.Addr {
-			t.Errorf("after a snapshot: %v, before %v", e.Addr, first.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e.Addr != other.Addr {
+			t.Errorf("after a snapshot: %v, before %v", e.Addr, other.Addr)
 		}
 	})
-	s.snapshot(first.Addr.String())
+	s.snapshot(other.Addr.String())
 	s.do(func() {
-		if second = s.next(old); second.Addr == first.Addr {
-			t.Errorf("goes to %v, which has gone", first.Addr)
+		if third = s.next(old); third.Addr != home.Addr {
+			t.Errorf("goes to %v when %v has gone, and belongs to %v", third.Addr, other.Addr, home.Addr)
 		}
-		if e := s.next(s.conn(one, "10.96.0.1:80")); e != second {
-			t.Errorf("a new connection goes to %v, the old one to %v", e.Addr, second.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e != third {
+			t.Errorf("a new connection goes to %v, the old one to %v", e.Addr, third.Addr)
 		}
 	})
 	s.snapshot("")
 	s.do(func() {
-		if e := s.next(s.conn(one, "10.96.0.1:80")); e.Addr != second.Addr {
-			t.Errorf("when the endpoint has come back: %v after %v", e.Addr, second.Addr)
+		if e := s.next(s.conn(one, "10.96.0.1:80")); e.Addr != third.Addr {
+			t.Errorf("when the endpoint has come back: %v after %v", e.Addr, third.Addr)
 		}
 	})
 }
 
-func TestAffinityWithTheUnreachable(t *testing.T) {
-	s := startSticky(t)
-	s.do(func() {
-		d := s.conn(client("one"), "10.96.0.1:80")
-		first := s.next(d)
-		first.Failed(s.loop.Now())
-		second := s.next(d, first)
-		if second == first {
-			t.Fatal("tried again")
-		}
-		first.Connected()
-		crowd(second)
-		if e := s.next(s.conn(d.share, "10.96.0.1:80")); e != second {
-			t.Errorf("went to %v after %v", e.Addr, second.Addr)
-		}
-	})
+// A proxy that takes over from another leads clients to where they were.
+func TestAffinityOfANewProxy(t *testing.T) {
+	one := client("10.1.0.1")
+	var was netip.AddrPort
+	for range 5 {
+		s := startSticky(t)
+		s.do(func() {
+			e := s.next(s.conn(one, "10.96.0.1:80"))
+			if was.IsValid() && e.Addr != was {
+				t.Errorf("went to %v after %v", e.Addr, was)
+			}
+			was = e.Addr
+		})
+	}
 }
 
 func TestAffinitiesAreBounded(t *testing.T) {
@@ -207,7 +210,7 @@ func TestAffinitiesAreBounded(t *testing.T) {
 		if len(s.affinities) != maxAffinities || young < maxAffinities*3/4 {
 			t.Errorf("%d affinities, %d of them of the later half", len(s.affinities), young)
 		}
-		one := client("one")
+		one := client("10.1.0.1")
 		s.next(s.conn(one, "10.96.0.1:80"))
 		s.remove(one.pod)
 		for k := range s.affinities {
@@ -222,7 +225,7 @@ func TestAffinitiesAreBounded(t *testing.T) {
 func TestChoiceDoesNotAllocate(t *testing.T) {
 	s := startSticky(t)
 	s.do(func() {
-		d := s.conn(client("one"), "10.96.0.1:80")
+		d := s.conn(client("10.1.0.1"), "10.96.0.1:80")
 		s.next(d)
 		if n := testing.AllocsPerRun(100, func() { s.next(d) }); n != 0 {
 			t.Errorf("%v allocations", n)

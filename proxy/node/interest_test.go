@@ -6,6 +6,7 @@ import (
 	"time"
 
 	api "conduit.io/conduit/api/node"
+	"conduit.io/conduit/mesh"
 )
 
 func TestInterest(t *testing.T) {
@@ -84,6 +85,23 @@ func TestUnusedAddressIsForgotten(t *testing.T) {
 		sh.lookups[whole(asked)].used -= int64(lookupIdle + time.Second)
 		sh.notice(asked)
 		sh.forget()
+	})
+	// Ports that are nobody's are forgotten sooner.
+	used, tried := netip.MustParseAddrPort("192.0.2.1:30080"), netip.MustParseAddrPort("192.0.2.1:1")
+	if err := n.SetSnapshot(&api.Snapshot{Version: 2, OnDemand: true, ByPort: []netip.Addr{used.Addr()}, Nobody: []netip.AddrPort{tried},
+		Services: []mesh.Service{{Ports: []mesh.Port{{Port: 80, At: []netip.AddrPort{used}}}}}}); err != nil {
+		t.Fatal(err)
+	}
+	_ = sh.loop.Do(func() {
+		for _, a := range []netip.AddrPort{used, tried} {
+			sh.ask(a, maxInterest).used -= int64(portIdle + time.Second)
+		}
+		sh.forget()
+		if sh.lookups[used] == nil || sh.lookups[tried] != nil {
+			t.Errorf("of ports that were not used for a while, the Service's is kept: %v, and nobody's: %v", sh.lookups[used] != nil, sh.lookups[tried] != nil)
+		}
+		delete(sh.lookups, used)
+		sh.n.interest.release(used)
 	})
 	if all := n.Hello().Interest; len(all) != 2 || all[0] != whole(young) || all[1] != whole(asked) {
 		t.Errorf("of interest are %v", all)

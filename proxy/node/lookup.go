@@ -15,6 +15,8 @@ const (
 	lookupSilence = 5 * time.Second
 	// lookupIdle is how long an address stays of interest after its last connection.
 	lookupIdle = 5 * time.Minute
+	// portIdle is the same for a port that turned out to be nobody's, of which a pod may try very many.
+	portIdle = 30 * time.Second
 )
 
 // lookup is an address that the agent was asked about.
@@ -151,8 +153,13 @@ func (sh *shard) forget() {
 			}
 		})
 	}
+	t := sh.n.table.Load()
 	for a, l := range sh.lookups {
-		if len(l.waiting) == 0 && now-l.used > int64(lookupIdle) {
+		idle := lookupIdle
+		if p, _ := t.Service(a); p == nil && a.Port() != 0 {
+			idle = portIdle
+		}
+		if len(l.waiting) == 0 && now-l.used > int64(idle) {
 			delete(sh.lookups, a)
 			sh.n.interest.release(a)
 		}

@@ -109,7 +109,7 @@ func (sh *shard) newTarget(t *table.Table, p *pod, dst netip.AddrPort, client ne
 		}
 		tg.balancer = sh.balancer(t, port, dst)
 		if hold := port.Service.Affinity; hold > 0 {
-			tg.sticky = &sticky{affinityKey{p, port.Service.Label, port.Port, dst.Addr().Unmap().Is4()}, hold, nil}
+			tg.sticky = &sticky{key: affinityKey{p, port.Service.Label, port.Port, dst.Addr().Unmap().Is4()}, client: client, hold: hold}
 		}
 		return tg
 	}
