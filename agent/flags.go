@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"conduit.io/conduit/agent/admin"
+	"conduit.io/conduit/agent/cnicache"
 	"conduit.io/conduit/agent/kubelet"
 	"conduit.io/conduit/mesh"
 
@@ -46,6 +47,8 @@ type config struct {
 	kubeconfig  string
 	tokenFile   string
 	rootsFile   string
+	cniCache    string
+	cniLock     string
 	ownProxy    bool // the agent starts it
 	node        string
 	trustDomain string
@@ -85,6 +88,8 @@ func parse(env Env) (c config, code int, ok bool) {
 	fs.StringVar(&c.tokenFile, "token-file", "/var/run/secrets/conduit/token", "`FILE` with a ServiceAccount token of audience \"conduit\"; on Kubernetes")
 	fs.StringVar(&c.rootsFile, "roots-file", "/var/run/conduit/roots/ca.crt", "`FILE` with the trust bundle to know the controller by; on Kubernetes")
 	fs.StringVar(&c.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server (default: as a pod does); on Kubernetes")
+	fs.StringVar(&c.cniCache, "cni-cache", "", "`DIR` where the container runtime's libcni records attachments, to find pods that ran before the plugin (default on Kubernetes "+cnicache.DefaultDir+"; with --standalone none)")
+	fs.StringVar(&c.cniLock, "cni-lock", "", "`FILE` that 'conduit-cni watch --lock' keeps locked while the plugin is in place: the node is not ready before (default: the plugin is not asked for)")
 	fs.StringVar(&c.node, "node-name", "", "`NAME` that spec.nodeName of this node's pods has (default the host name)")
 	fs.StringVar(&c.trustDomain, "trust-domain", "cluster.local", "SPIFFE trust `DOMAIN`")
 	fs.StringVar(&c.proxy, "proxy", "", "`PATH` of the conduit-proxy binary (default beside conduit-agent; on Kubernetes none: a container of its own runs it)")
@@ -126,7 +131,10 @@ func (c *config) complete() error {
 			return fmt.Errorf("--controller %q: want https://HOST:PORT", c.controller)
 		}
 	}
-	for _, p := range []*string{&c.runDir, &c.bpffs, &c.manifests, &c.caDir, &c.proxy, &c.cgroup} {
+	if c.cniCache == "" && !c.standalone {
+		c.cniCache = cnicache.DefaultDir
+	}
+	for _, p := range []*string{&c.runDir, &c.bpffs, &c.manifests, &c.caDir, &c.proxy, &c.cgroup, &c.cniCache, &c.cniLock} {
 		if *p == "" {
 			continue
 		}

@@ -25,13 +25,14 @@ type observer struct {
 	kernel     string
 	objects    enrol.Objects
 	manager    *enrol.Manager
+	ready      readiness
 	supervisor *proxylink.Supervisor
 	directory  *controlplane.Directory
 	passed     bypasses
 }
 
-func newObserver(w *surroundings, m *enrol.Manager, s *proxylink.Supervisor) *observer {
-	o := &observer{instance: rand.Text(), started: time.Now(), objects: w.objects, manager: m, supervisor: s, directory: w.directory}
+func newObserver(w *surroundings, ready readiness, s *proxylink.Supervisor) *observer {
+	o := &observer{instance: rand.Text(), started: time.Now(), objects: w.objects, manager: ready.manager, ready: ready, supervisor: s, directory: w.directory}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		o.kernel = unix.ByteSliceToString(u.Release[:])
@@ -54,10 +55,8 @@ func (o *observer) agent(ctx context.Context) *nodev1.AgentState {
 	if end := o.manager.Summary().Certificates.Expiry; !end.IsZero() {
 		a.CertificatesExpireAt = timestamppb.New(end)
 	}
-	if e := o.manager.Status(ctx); e != nil {
-		a.Ready, a.Reason, a.Message = false, "NotWired", e.Message
-	} else if state != proxylink.Ready {
-		a.Ready, a.Reason, a.Message = false, "ProxyNotReady", "the node's proxy is "+string(state)
+	if reason, err := o.ready.check(ctx); err != nil {
+		a.Ready, a.Reason, a.Message = false, reason, err.Error()
 	}
 	return a
 }
@@ -69,7 +68,7 @@ func (o *observer) pods() []*nodev1.PodState {
 	if err != nil {
 		return nil // without the kernel's word nobody is enrolled
 	}
-	seen := map[string]bool{}
+	seen, strays := map[string]bool{}, o.manager.Strays()
 	var out []*nodev1.PodState
 	for i := range wired {
 		p := podState(&wired[i])
@@ -79,15 +78,15 @@ func (o *observer) pods() []*nodev1.PodState {
 		seen[p.Uid] = true
 		if d := objects.Pods[manifest.Name{Namespace: p.Namespace, Name: p.Name}]; d != nil && string(d.UID) == p.Uid {
 			p.ObservedGeneration = d.Generation
-			if p.Enrolment == nodev1.PodState_ENROLMENT_NOT_MESHED && kube.Says(d).Mesh == kube.Disabled && wantedBy(objects, d) {
-				p.Reason, p.Message = "OptedOut", "its label "+kube.LabelMesh+" wins over that of its namespace"
+			if p.Enrolment == nodev1.PodState_ENROLMENT_NOT_MESHED && optedOut(objects, d) {
+				p.Reason, p.Message = reasonOptedOut, messageOptedOut
 			}
 		}
 		o.passed.note(p, time.Now())
 		out = append(out, p)
 	}
 	for _, d := range objects.Pods {
-		if p := unwired(objects, d); p != nil && !seen[p.Uid] {
+		if p := unwired(objects, d, strays); p != nil && !seen[p.Uid] {
 			out = append(out, p)
 		}
 	}
@@ -118,23 +117,36 @@ func wantedBy(objects *manifest.Objects, d *corev1.Pod) bool {
 	return ns != nil && kube.Says(ns).Mesh == kube.Enabled
 }
 
-// unwired is the state of a pod that is to be in the mesh, and of which no plugin has told; nil for any other.
-func unwired(objects *manifest.Objects, d *corev1.Pod) *nodev1.PodState {
+const (
+	reasonOptedOut  = "OptedOut"
+	messageOptedOut = "its label " + kube.LabelMesh + " wins over that of its namespace"
+)
+
+// optedOut reports whether the pod stays out of the mesh that its namespace is in.
+func optedOut(objects *manifest.Objects, d *corev1.Pod) bool {
+	return kube.Says(d).Mesh == kube.Disabled && wantedBy(objects, d)
+}
+
+// unwired is the state of a pod of which nobody has told: one that is to be in the mesh, or opted out of it; nil for any other.
+func unwired(objects *manifest.Objects, d *corev1.Pod, strays map[manifest.Name]enrol.Stray) *nodev1.PodState {
 	says := kube.Says(d).Mesh
-	if says != kube.Enabled && (says != "" || !wantedBy(objects, d)) || kube.Ended(d) {
+	wanted := says == kube.Enabled || says == "" && wantedBy(objects, d)
+	if !wanted && !optedOut(objects, d) || kube.Ended(d) {
 		return nil
 	}
 	p := &nodev1.PodState{Uid: string(d.UID), Namespace: d.Namespace, Name: d.Name, ObservedGeneration: d.Generation}
+	stray, found := strays[manifest.Name{Namespace: d.Namespace, Name: d.Name}]
 	switch {
+	case !wanted:
+		p.Enrolment, p.Reason, p.Message = nodev1.PodState_ENROLMENT_NOT_MESHED, reasonOptedOut, messageOptedOut
 	case d.Spec.HostNetwork:
 		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_REFUSED, "HostNetwork"
 		p.Message = "a pod on the node's own network shares its addresses, and cannot be told from the node"
-	case d.Status.Phase == corev1.PodRunning:
-		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_PENDING, "StartedBefore"
-		p.Message = "its network was made before Conduit's plugin was in place: delete the pod, so that it is made anew"
+	case found:
+		p.Enrolment, p.Reason, p.Message = nodev1.PodState_ENROLMENT_PENDING, stray.Reason, stray.Message
 	default:
 		p.Enrolment, p.Reason = nodev1.PodState_ENROLMENT_PENDING, "NoNetwork"
-		p.Message = "the container runtime has not made its network yet"
+		p.Message = "the agent does not know its network yet"
 	}
 	return p
 }

@@ -36,6 +36,9 @@ func TestUnwired(t *testing.T) {
 		return metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u", Generation: 3, Labels: map[string]string{kube.LabelMesh: v}}
 	}
 	meshed := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{kube.LabelMesh: kube.Enabled}}}
+	strays := map[manifest.Name]enrol.Stray{{Namespace: "shop", Name: "lost"}: {Reason: "NetworkNotFound", Message: "nobody knows it"}}
+	lost := mesh("")
+	lost.Name = "lost"
 	running, pending, over := corev1.PodStatus{Phase: corev1.PodRunning}, corev1.PodStatus{Phase: corev1.PodPending}, corev1.PodStatus{Phase: corev1.PodSucceeded}
 	for _, tc := range []struct {
 		name   string
@@ -45,10 +48,14 @@ func TestUnwired(t *testing.T) {
 		as     nodev1.PodState_Enrolment
 	}{
 		{"not asked for", nil, corev1.Pod{ObjectMeta: mesh(""), Status: running}, "", 0},
-		{"opted out", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: running}, "", 0},
+		{"opted out", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: running}, "OptedOut", nodev1.PodState_ENROLMENT_NOT_MESHED},
+		{"opted out of nothing", nil, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: running}, "", 0},
+		{"opted out on the host network", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Spec: corev1.PodSpec{HostNetwork: true}, Status: running}, "OptedOut", nodev1.PodState_ENROLMENT_NOT_MESHED},
+		{"opted out and over", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: over}, "", 0},
+		{"a label that says nothing", meshed, corev1.Pod{ObjectMeta: mesh("perhaps"), Status: running}, "", 0},
 		{"over", meshed, corev1.Pod{ObjectMeta: mesh(""), Status: over}, "", 0},
 		{"host network", meshed, corev1.Pod{ObjectMeta: mesh(""), Spec: corev1.PodSpec{HostNetwork: true}, Status: running}, "HostNetwork", nodev1.PodState_ENROLMENT_REFUSED},
-		{"before the plugin", meshed, corev1.Pod{ObjectMeta: mesh(""), Status: running}, "StartedBefore", nodev1.PodState_ENROLMENT_PENDING},
+		{"before the plugin", meshed, corev1.Pod{ObjectMeta: lost, Status: running}, "NetworkNotFound", nodev1.PodState_ENROLMENT_PENDING},
 		{"by its own label", nil, corev1.Pod{ObjectMeta: mesh(kube.Enabled), Status: pending}, "NoNetwork", nodev1.PodState_ENROLMENT_PENDING},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -56,7 +63,7 @@ func TestUnwired(t *testing.T) {
 			if tc.ns != nil {
 				objects.Namespaces["shop"] = tc.ns
 			}
-			switch p := unwired(objects, &tc.pod); {
+			switch p := unwired(objects, &tc.pod, strays); {
 			case tc.reason == "" && p != nil:
 				t.Errorf("%v", p)
 			case tc.reason != "" && (p == nil || p.Reason != tc.reason || p.Enrolment != tc.as || p.ObservedGeneration != 3 || p.Message == ""):

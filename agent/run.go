@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"conduit.io/conduit/agent/admin"
+	"conduit.io/conduit/agent/cnicache"
 	"conduit.io/conduit/agent/cniserver"
 	"conduit.io/conduit/agent/controlplane"
 	"conduit.io/conduit/agent/enrol"
@@ -144,6 +145,9 @@ func live(ctx context.Context, c config, log *slog.Logger, w *surroundings) erro
 	if w.directory != nil {
 		parts.Directory = w.directory
 	}
+	if c.cniCache != "" {
+		parts.Records = func() ([]cnicache.Record, error) { return cnicache.Read(c.cniCache) }
+	}
 	return serve(ctx, c, log, w, parts)
 }
 
@@ -159,16 +163,17 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	if err := manager.Restore(); err != nil {
 		return err
 	}
+	ready := readiness{manager: manager, lock: c.cniLock}
 	supervisor := proxylink.New(proxylink.Config{
 		RunDir: c.runDir, Binary: proxyBinary(c), Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
 	if w.directory != nil {
-		reporter = controlplane.NewReporter(w.controller, newObserver(w, manager, supervisor).look)
+		reporter = controlplane.NewReporter(w.controller, newObserver(w, ready, supervisor).look)
 	}
 	probes := kubelet.New(uint16(c.kubeletPort), parts.Datapath, log)
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Manifests: w, Supervisor: supervisor, Kubelet: probes, Log: log,
+		Manager: manager, Ready: ready.check, Manifests: w, Supervisor: supervisor, Kubelet: probes, Log: log,
 	})
 	if err != nil {
 		return err
@@ -199,6 +204,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 			}
 			return nil
 		},
+		func(ctx context.Context) error { ready.watch(ctx, parts.Observed); return nil },
 		adminServer.Serve,
 		cni.Serve,
 	)

@@ -114,10 +114,10 @@ func (w *world) clean() {
 }
 
 // start starts the agent and waits until it is ready.
-func (w *world) start() {
+func (w *world) start(flags ...string) {
 	w.t.Helper()
-	w.agent = exec.Command(filepath.Join(w.bin, "conduit-agent"), "--standalone", "--manifests", w.manifests(),
-		"--run-dir", w.run(), "--bpffs", w.bpffs, "--node-name", "n1", "--admin", "127.0.0.1:0")
+	w.agent = exec.Command(filepath.Join(w.bin, "conduit-agent"), append([]string{"--standalone", "--manifests", w.manifests(),
+		"--run-dir", w.run(), "--bpffs", w.bpffs, "--node-name", "n1", "--admin", "127.0.0.1:0"}, flags...)...)
 	w.agent.Stdout, w.agent.Stderr = &w.log, &w.log
 	if err := w.agent.Start(); err != nil {
 		w.t.Fatal(err)

@@ -41,6 +41,7 @@ type Config struct {
 	Build      string
 	Node       string
 	Manager    *enrol.Manager
+	Ready      func(context.Context) (reason string, err error) // whether pods can be added
 	Manifests  Faulty
 	Supervisor *proxylink.Supervisor
 	Kubelet    *kubelet.Watcher
@@ -108,10 +109,9 @@ func (s *Server) Serve(ctx context.Context) error {
 // files said before is in force.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	state, why := s.cfg.Supervisor.State()
-	status := s.cfg.Manager.Status(r.Context())
-	if status != nil {
+	if reason, err := s.cfg.Ready(r.Context()); err != nil {
 		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintf(w, "not ready: %s\n", status.Error())
+		fmt.Fprintf(w, "not ready: %s: %v\n", reason, err)
 	} else {
 		fmt.Fprintln(w, "ready")
 	}

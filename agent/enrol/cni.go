@@ -131,6 +131,7 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, 
 		delete(m.alone, a.Cookie)
 	}
 	before := p.attachments[a.Key()]
+	delete(m.deleted, a.Key())
 	p.attachments[a.Key()] = a
 	err = m.cfg.Store.Put(a)
 	if err == nil {
@@ -181,6 +182,9 @@ func (m *Manager) Del(ctx context.Context, r *podapi.Request) *podapi.Error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := store.Key{ContainerID: r.ContainerID, IfName: r.IfName}
+	if m.cfg.Records != nil {
+		m.deleted[key] = true
+	}
 	p := m.find(key)
 	if p == nil {
 		m.release(ctx, r.Netns)

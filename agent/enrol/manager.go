@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"conduit.io/conduit/agent/cnicache"
 	"conduit.io/conduit/agent/discovery"
 	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/agent/podnet"
@@ -38,7 +39,8 @@ type Config struct {
 	Store       *store.Store
 	Keeper      *identity.Keeper
 	Log         *slog.Logger
-	Observed    func() // called, with the Manager locked, when what Pods says may have changed; nil: nobody asks
+	Records     func() ([]cnicache.Record, error) // what the container runtime remembers of pods' networks; nil: nobody knows
+	Observed    func()                            // called, with the Manager locked, when what Pods says may have changed; nil: nobody asks
 }
 
 // Manager owns the node's pods. It is safe for concurrent use; one thing at a time is changed.
@@ -54,6 +56,8 @@ type Manager struct {
 	sent     uint64          // version of the snapshot that the linked proxy has
 	alone    map[uint64]bool // cookies of pods whose record is lost or cannot be read: left as they are
 	debris   map[uint64]bool // cookies of pods that are gone, of which the kernel may still have something
+	strays   map[manifest.Name]Stray
+	deleted  map[store.Key]bool // by DEL, and perhaps still in the runtime's records
 }
 
 // pod is one network namespace with its attachments.
@@ -72,7 +76,8 @@ type pod struct {
 
 // New makes a Manager; call Restore, and then Run.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{}), alone: map[uint64]bool{}, debris: map[uint64]bool{}}
+	return &Manager{cfg: cfg, kick: make(chan struct{}, 1), pods: map[uint64]*pod{}, linked: make(chan struct{}), alone: map[uint64]bool{}, debris: map[uint64]bool{},
+		strays: map[manifest.Name]Stray{}, deleted: map[store.Key]bool{}}
 }
 
 // name is the pod that the attachments belong to.
@@ -131,6 +136,7 @@ func (m *Manager) Run(ctx context.Context) {
 		if inspect {
 			m.sweep(ctx)
 			m.inspect()
+			m.takeUp(true)
 		}
 		m.reconcile(ctx)
 		m.mu.Unlock()
@@ -177,7 +183,7 @@ func (m *Manager) Restore() error {
 		// Its namespace lives, or the loader would have swept it. Without the kernel's state a STRICT pod would go on in
 		// plaintext: it stays, and with no proxy refuses or passes connections as was last decided.
 		m.alone[cookie] = true
-		m.cfg.Log.Error("pod in the kernel has no record; it is left as it is until it is deleted or added again", "cookie", cookie)
+		m.cfg.Log.Error("pod in the kernel has no record; it is left as it is until it is deleted, added again, or found by the runtime's records", "cookie", cookie)
 	}
 	m.refresh()
 	return nil
@@ -203,6 +209,7 @@ func (m *Manager) inKernel() ([]uint64, error) {
 
 // reconcile brings everything up to what the manifests say now.
 func (m *Manager) reconcile(ctx context.Context) {
+	m.takeUp(false)
 	m.refresh()
 	if err := m.publish(ctx); err != nil {
 		m.cfg.Log.Error("proxy was not brought up to date", "error", err)

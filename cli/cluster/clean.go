@@ -70,6 +70,7 @@ func cleaner(node string, d *appsv1.DaemonSet) (*corev1.Pod, error) {
 		return nil, fmt.Errorf("DaemonSet %s has not the containers agent and cni: it is not of this version", deploy.Agent)
 	}
 	cni.Command = []string{cni.Command[0], "uninstall"}
+	cni.VolumeMounts = slices.DeleteFunc(cni.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "run" })
 	agent.Args = []string{"--uninstall"}
 	// With what is above its directories, which it removes.
 	agent.VolumeMounts = []corev1.VolumeMount{{Name: "run", MountPath: "/run", MountPropagation: new(corev1.MountPropagationHostToContainer)},

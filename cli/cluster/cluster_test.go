@@ -60,7 +60,7 @@ func TestCleaner(t *testing.T) {
 		t.Fatal(err)
 	}
 	cni, node := p.Spec.InitContainers[0], p.Spec.Containers[0]
-	if diff := cmp.Diff([]string{"/usr/bin/conduit-cni", "uninstall", "--conf-dir=/etc/other/net.d", "--bin-dir=/host/cni/bin"}, append(cni.Command, cni.Args...)); diff != "" {
+	if diff := cmp.Diff([]string{"/usr/bin/conduit-cni", "uninstall", "--conf-dir=/etc/other/net.d", "--bin-dir=/host/cni/bin", "--lock=/run/conduit/cni.lock"}, append(cni.Command, cni.Args...)); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{"--uninstall"}, node.Args); diff != "" || node.Image != "localhost/conduit-agent:v1" || len(node.Command) > 0 {

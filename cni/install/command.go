@@ -40,6 +40,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	fs.StringVar(&in.ConfDir, "conf-dir", DefaultConfDir, "`DIR` of the runtime's network configurations")
 	fs.StringVar(&in.BinDir, "bin-dir", DefaultBinDir, "`DIR` of the runtime's plugins")
 	fs.StringVar(&in.AgentSocket, "agent-socket", "/run/conduit/cni.sock", "`PATH` of the agent's socket on the node")
+	fs.StringVar(&in.Lock, "lock", "", "`FILE` that watch keeps locked while the plugin is in place: the agent's --cni-lock")
 	fs.StringVar(&in.Plugin, "plugin", "/proc/self/exe", "`PATH` of the program to install")
 	if len(args) == 0 {
 		fs.Usage()

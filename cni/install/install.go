@@ -34,6 +34,7 @@ type Installer struct {
 	BinDir      string // of the runtime's plugins
 	Plugin      string // the conduit-cni program, to be copied to BinDir
 	AgentSocket string // as the runtime's plugins see it
+	Lock        string // file that Watch locks while the plugin is in place; empty: none
 }
 
 // State tells what Install has found or done.

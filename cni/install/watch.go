@@ -20,17 +20,23 @@ const (
 
 // Watch keeps the plugin installed until ctx ends: it runs Install now and after every change of the directories, such as a
 // primary plugin that writes its configuration anew. It calls report, in its own goroutine, after each run that did or found
-// something new: with ErrNoConfig while it waits for a primary plugin. It leaves the plugin installed.
+// something new: with ErrNoConfig while it waits for a primary plugin. It leaves the plugin installed. While it watches and the
+// plugin is in place, in.Lock is locked.
 func (in Installer) Watch(ctx context.Context, report func(State, error)) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch CNI configuration: %w", err)
 	}
 	defer w.Close()
+	place := place{path: in.Lock}
+	defer place.close()
 	said := ""
 	for {
 		all := in.watchDirs(w) // before Install: what changes meanwhile is seen
 		st, err := in.Install()
+		if lerr := place.tell(err == nil); err == nil {
+			err = lerr
+		}
 		if news := fmt.Sprint(st.File, err); st.Changed || news != said {
 			said = news
 			report(st, err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // watched runs Watch until the test ends, and gives its reports.
@@ -53,6 +55,63 @@ func wantReport(t *testing.T, reports <-chan string, want string) {
 		case <-deadline:
 			t.Fatalf("no report %q in 20 s, but %v", want, others)
 		}
+	}
+}
+
+// locked reports whether somebody keeps the file locked, as agents ask.
+func locked(t *testing.T, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	held := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held); err != nil {
+		t.Fatal(err)
+	}
+	return held.Type != unix.F_UNLCK
+}
+
+// The lock tells whether the plugin is in place, and that somebody keeps it there.
+func TestWatchLocks(t *testing.T) {
+	in := installer(t)
+	in.Lock = filepath.Join(t.TempDir(), "lock")
+	t.Run("watching", func(t *testing.T) {
+		reports := watched(t, in)
+		wantReport(t, reports, "waiting")
+		if locked(t, in.Lock) {
+			t.Error("locked while there is no configuration")
+		}
+		put(t, in.conf("10-net.conflist"), bridgeList)
+		wantReport(t, reports, "10-net.conflist")
+		if !locked(t, in.Lock) {
+			t.Error("not locked while the plugin is in place")
+		}
+		put(t, in.conf("01-broken.conf"), "{") // the runtime would use this one
+		wantReport(t, reports, "error")
+		if locked(t, in.Lock) {
+			t.Error("locked while the plugin is not in place")
+		}
+		if err := os.Remove(in.conf("01-broken.conf")); err != nil {
+			t.Fatal(err)
+		}
+		wantReport(t, reports, "10-net.conflist")
+		if !locked(t, in.Lock) {
+			t.Error("not locked although the plugin is in place again")
+		}
+		t.Run("taken over", func(t *testing.T) { // the other one comes before this one has ended, and goes
+			wantReport(t, watched(t, in), "10-net.conflist")
+		})
+		if !locked(t, in.Lock) {
+			t.Error("not locked although one still watches")
+		}
+	})
+	if locked(t, in.Lock) {
+		t.Error("locked although nobody watches")
 	}
 }
 
