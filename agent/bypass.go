@@ -1,8 +1,13 @@
 package agent
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,36 +19,107 @@ import (
 // remembered is for how long a pod counts as bypassed after a bypass was seen: long enough for people to see it, too.
 const remembered = time.Minute
 
-// bypasses notices that connections of enrolled pods have passed by the proxy. The zero value is ready.
+// bypassFile has, in the run directory, what was told of bypasses.
+const bypassFile = "bypasses.json"
+
+// bypasses notices that connections of enrolled pods have passed by the proxy. The zero value begins with what it sees first.
 type bypasses struct {
-	pods map[string]*bypass // by UID
+	path string // of the file with what was told, so that the next agent tells what has happened in between; empty: none
+	log  *slog.Logger
+	pods map[string]*bypass // by UID; nil: nothing was seen yet
 }
 
 type bypass struct {
-	counted map[string]uint64
-	last    time.Time // the newest; zero: none since this agent looks
+	counted map[string]uint64 // by reason; faults alone
+	last    time.Time         // the newest; zero: none since this agent looks
 	message string
 }
 
-// note compares p's counters with those of the last time, and has p say that it was bypassed, in ways that the mesh has not decided
-// itself: nobody asked for those, and there should be none.
-func (b *bypasses) note(p *nodev1.PodState, now time.Time) {
-	known, counted := b.pods[p.Uid], p.GetSockets().GetBypassed()
-	if known == nil { // what an earlier agent has reported is not reported again
-		known = &bypass{counted: counted}
-		if b.pods == nil {
-			b.pods = map[string]*bypass{}
+// load takes up what an earlier agent has told. Where none has, what was counted before counts as told.
+func (b *bypasses) load() {
+	data, err := os.ReadFile(b.path)
+	var told map[string]map[string]uint64
+	if err == nil {
+		err = json.Unmarshal(data, &told)
+	}
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			b.log.Warn("what was told of bypasses cannot be read; those of before are not told again", "error", err)
+		}
+		return
+	}
+	b.pods = map[string]*bypass{}
+	for uid, counted := range told {
+		b.pods[uid] = &bypass{counted: counted}
+	}
+}
+
+func (b *bypasses) store() {
+	if b.path == "" {
+		return
+	}
+	told := map[string]map[string]uint64{}
+	for uid, known := range b.pods {
+		if len(known.counted) > 0 {
+			told[uid] = known.counted
+		}
+	}
+	data, err := json.Marshal(told)
+	if err == nil {
+		err = os.WriteFile(b.path+".new", data, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(b.path+".new", b.path)
+	}
+	if err != nil {
+		b.log.Warn("what was told of bypasses cannot be stored; the next agent may not tell of some", "error", err)
+	}
+}
+
+// look compares all pods' counters with those of the last time, and has a pod say that it was bypassed, in ways that the mesh has not
+// decided itself: nobody asked for those, and there should be none.
+func (b *bypasses) look(pods []*nodev1.PodState, now time.Time) {
+	first := b.pods == nil
+	if first {
+		b.pods = map[string]*bypass{}
+	}
+	there, changed := map[string]bool{}, first
+	for _, p := range pods {
+		if p.Sockets != nil { // else it was never wired
+			there[p.Uid] = true
+			changed = b.note(p, first, now) || changed
+		}
+	}
+	for _, uid := range slices.Collect(maps.Keys(b.pods)) {
+		if !there[uid] {
+			changed = changed || len(b.pods[uid].counted) > 0
+			delete(b.pods, uid)
+		}
+	}
+	if changed {
+		b.store()
+	}
+}
+
+// note looks at one pod, and reports whether there is anything new to be stored. told: what was counted before was told before.
+func (b *bypasses) note(p *nodev1.PodState, told bool, now time.Time) bool {
+	faults := faultsOf(p)
+	known := b.pods[p.Uid]
+	if known == nil {
+		known = &bypass{}
+		if told {
+			known.counted = faults
 		}
 		b.pods[p.Uid] = known
 	}
 	var how []string
-	for reason := range kernel.Bypass(kernel.BypassCount) {
-		name := reason.String()
-		if n := counted[name]; reason.Fault() && n > known.counted[name] {
+	for _, name := range slices.Sorted(maps.Keys(faults)) {
+		if n := faults[name]; n > known.counted[name] {
 			how = append(how, fmt.Sprintf("%d %s", n-known.counted[name], name))
 		}
 	}
-	known.counted = counted
+	changed := !maps.Equal(faults, known.counted)
+	known.counted = faults
 	if len(how) > 0 {
 		known.last = now
 		known.message = strings.Join(how, ", ") + ": connections went past the proxy, in the clear; its rules and programs are repaired when they differ"
@@ -51,13 +127,16 @@ func (b *bypasses) note(p *nodev1.PodState, now time.Time) {
 	if p.Enrolment == nodev1.PodState_ENROLMENT_ENROLLED && now.Sub(known.last) < remembered {
 		p.Enrolment, p.Message = nodev1.PodState_ENROLMENT_BYPASSED, known.message
 	}
+	return changed
 }
 
-// keep forgets the pods that are gone.
-func (b *bypasses) keep(there map[string]bool) {
-	for _, uid := range slices.Collect(maps.Keys(b.pods)) {
-		if !there[uid] {
-			delete(b.pods, uid)
+// faultsOf is what was counted of the bypasses that should not be.
+func faultsOf(p *nodev1.PodState) map[string]uint64 {
+	out := map[string]uint64{}
+	for reason := range kernel.Bypass(kernel.BypassCount) {
+		if n := p.GetSockets().GetBypassed()[reason.String()]; reason.Fault() && n > 0 {
+			out[reason.String()] = n
 		}
 	}
+	return out
 }

@@ -31,8 +31,8 @@ type observer struct {
 	passed     bypasses
 }
 
-func newObserver(w *surroundings, ready readiness, s *proxylink.Supervisor) *observer {
-	o := &observer{instance: rand.Text(), started: time.Now(), objects: w.objects, manager: ready.manager, ready: ready, supervisor: s, directory: w.directory}
+func newObserver(w *surroundings, ready readiness, s *proxylink.Supervisor, told bypasses) *observer {
+	o := &observer{instance: rand.Text(), started: time.Now(), objects: w.objects, manager: ready.manager, ready: ready, supervisor: s, directory: w.directory, passed: told}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		o.kernel = unix.ByteSliceToString(u.Release[:])
@@ -82,7 +82,6 @@ func (o *observer) pods() []*nodev1.PodState {
 				p.Reason, p.Message = reasonOptedOut, messageOptedOut
 			}
 		}
-		o.passed.note(p, time.Now())
 		out = append(out, p)
 	}
 	for _, d := range objects.Pods {
@@ -90,7 +89,7 @@ func (o *observer) pods() []*nodev1.PodState {
 			out = append(out, p)
 		}
 	}
-	o.passed.keep(seen)
+	o.passed.look(out, time.Now())
 	return out
 }
 

@@ -1,6 +1,10 @@
 package agent
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,7 +84,7 @@ func TestBypassesAreNoticed(t *testing.T) {
 		see := func(unseen, local uint64) *nodev1.PodState {
 			p := &nodev1.PodState{Uid: "u", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED,
 				Sockets: &nodev1.Sockets{Bypassed: map[string]uint64{"unseen": unseen, "local": local}}}
-			b.note(p, time.Now())
+			b.look([]*nodev1.PodState{p}, time.Now())
 			return p
 		}
 		if p := see(7, 1); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED {
@@ -100,9 +104,40 @@ func TestBypassesAreNoticed(t *testing.T) {
 		if p := see(9, 100); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED || p.Message != "" {
 			t.Errorf("long after: %v", p)
 		}
-		b.keep(map[string]bool{})
+		b.look(nil, time.Now())
 		if len(b.pods) != 0 {
 			t.Error("a pod that is gone is remembered")
 		}
 	})
+}
+
+// A new agent tells what has happened while there was none, and not what was told before.
+func TestBypassesBetweenAgents(t *testing.T) {
+	path := filepath.Join(t.TempDir(), bypassFile)
+	agent := func() *bypasses {
+		b := &bypasses{path: path, log: slog.New(slog.DiscardHandler)}
+		b.load()
+		return b
+	}
+	see := func(b *bypasses, n uint64) *nodev1.PodState {
+		p := &nodev1.PodState{Uid: "u", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED, Sockets: &nodev1.Sockets{Bypassed: map[string]uint64{"unrouted": n}}}
+		other := &nodev1.PodState{Uid: "v", Enrolment: nodev1.PodState_ENROLMENT_ENROLLED, Sockets: &nodev1.Sockets{}}
+		stray := &nodev1.PodState{Uid: "w", Enrolment: nodev1.PodState_ENROLMENT_PENDING}
+		b.look([]*nodev1.PodState{other, p, stray}, time.Now())
+		return p
+	}
+	for i, step := range []struct {
+		counted uint64
+		says    string
+	}{{3, ""}, {3, ""}, {5, "2 unrouted:"}, {5, ""}} {
+		if p := see(agent(), step.counted); !strings.HasPrefix(p.Message, step.says) || (p.Enrolment == nodev1.PodState_ENROLMENT_BYPASSED) != (step.says != "") {
+			t.Errorf("agent %d: %v, want %q", i+1, p, step.says)
+		}
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if p := see(agent(), 9); p.Enrolment != nodev1.PodState_ENROLMENT_ENROLLED {
+		t.Errorf("after a file that cannot be read: %v", p)
+	}
 }

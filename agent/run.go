@@ -168,7 +168,9 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 		RunDir: c.runDir, Binary: proxyBinary(c), Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
 	if w.directory != nil {
-		reporter = controlplane.NewReporter(w.controller, newObserver(w, ready, supervisor).look)
+		told := bypasses{path: filepath.Join(c.runDir, bypassFile), log: log}
+		told.load()
+		reporter = controlplane.NewReporter(w.controller, newObserver(w, ready, supervisor, told).look)
 	}
 	probes := kubelet.New(uint16(c.kubeletPort), parts.Datapath, log)
 	adminServer, err := admin.Listen(admin.Config{

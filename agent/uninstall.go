@@ -126,7 +126,7 @@ func unwire(a *store.Attachment, did func(string, error)) {
 // authority elsewhere is left: other nodes may trust it.
 func clean(c config, l *lock) error {
 	var errs []error
-	names := append(proxylink.Files(), cniSocket, nextFile, cniLock, filepath.Base(admin.AddrFile(c.runDir)))
+	names := append(proxylink.Files(), cniSocket, nextFile, cniLock, bypassFile, filepath.Base(admin.AddrFile(c.runDir)))
 	for _, name := range names {
 		for _, path := range []string{filepath.Join(c.runDir, name), filepath.Join(c.runDir, name+".new")} {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
