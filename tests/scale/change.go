@@ -24,19 +24,6 @@ func (r *run) changes(ctx context.Context) error {
 	if err := r.fleet.watch(watching, r.site); err != nil {
 		return err
 	}
-	apiPid := r.site.apiPid()
-	var before, after [3]usage
-	look := func(to *[3]usage) (err error) {
-		for i, pid := range []int{r.ctl.cmd.Process.Pid, apiPid, os.Getpid()} {
-			if to[i], err = usageOf(pid); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := look(&before); err != nil {
-		return err
-	}
 	loadavg, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return err
@@ -45,6 +32,10 @@ func (r *run) changes(ctx context.Context) error {
 		return err
 	}
 	r.out.Rate = r.rate
+	before, err := r.cpus()
+	if err != nil {
+		return err
+	}
 	busy, idle := r.fleet.heard()
 	began := time.Now()
 	going, stop := context.WithTimeout(ctx, r.change)
@@ -54,7 +45,8 @@ func (r *run) changes(ctx context.Context) error {
 		return err
 	}
 	took := time.Since(began)
-	if err := look(&after); err != nil {
+	after, err := r.cpus()
+	if err != nil {
 		return err
 	}
 	c := &r.out.Change
@@ -66,14 +58,12 @@ func (r *run) changes(ctx context.Context) error {
 			c.IdleAgents++
 		}
 	}
-	ms := func(i int) float64 {
-		return float64((after[i].cpu - before[i].cpu).Microseconds()) / 1000 / float64(max(1, c.Changes))
-	}
-	c.CPU = max(0, ms(0)-r.out.RestCPU/100*took.Seconds()*1000/float64(max(1, c.Changes)))
-	c.APICPU = ms(1)
-	r.out.APIServerCPU, r.out.HarnessCPU = percentOf(before[1].cpu, after[1].cpu, took), percentOf(before[2].cpu, after[2].cpu, took)
-	r.out.APIServerPeak = after[1].peak
-	return nil
+	n := float64(max(1, c.Changes))
+	all := takenOf(after.minus(before))
+	c.CPU = taken{max(0, all.Controller-r.out.RestCPU/100*took.Seconds()) / n, all.API / n, all.Agents / n}
+	u, err := usageOf(r.site.apiPid())
+	r.out.APIServerPeak = u.peak
+	return err
 }
 
 // read takes in what became of changes.
@@ -116,6 +106,10 @@ func (r *run) herd(ctx context.Context) error {
 	if err := r.fleet.watch(watching, r.site); err != nil {
 		return err
 	}
+	before, err := r.cpus()
+	if err != nil {
+		return err
+	}
 	going, stop := context.WithCancel(ctx)
 	defer stop()
 	var past []*flip
@@ -126,10 +120,14 @@ func (r *run) herd(ctx context.Context) error {
 		over <- err
 	}()
 	came, err := r.back.await(ctx, r.fleet, r.town.nodes)
-	u, uerr := r.ctl.usage()
+	after, aerr := r.cpus()
 	_ = pause(ctx, time.Second) // the last to come hears of changes, too
 	stop()
-	if err := errors.Join(err, uerr, <-over); err != nil {
+	if err := errors.Join(err, aerr, <-over); err != nil {
+		return err
+	}
+	u, err := r.ctl.usage()
+	if err != nil {
 		return err
 	}
 	var took []time.Duration
@@ -142,7 +140,8 @@ func (r *run) herd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), u.cpu.Seconds(), u.peak, int(text["conduit_discovery_deferred_total"])
+	before.controller = 0
+	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), takenOf(after.minus(before)), u.peak, int(text["conduit_discovery_deferred_total"])
 	h.Change, h.Lost = c.Agents, c.Lost
 	if err := pause(ctx, r.rest); err != nil { // the leader has heard all reports by then
 		return err

@@ -60,6 +60,25 @@ func usageOf(pid int) (u usage, err error) {
 	return u, nil
 }
 
+// cpus is the CPU time that each part has taken.
+type cpus struct{ controller, api, agents time.Duration }
+
+func (c cpus) minus(b cpus) cpus {
+	return cpus{c.controller - b.controller, c.api - b.api, c.agents - b.agents}
+}
+
+// cpus is what they have taken so far; of the controller, since it was started.
+func (r *run) cpus() (c cpus, err error) {
+	for pid, to := range map[int]*time.Duration{r.ctl.cmd.Process.Pid: &c.controller, r.site.apiPid(): &c.api, os.Getpid(): &c.agents} {
+		u, err := usageOf(pid)
+		if err != nil {
+			return c, err
+		}
+		*to = u.cpu
+	}
+	return c, nil
+}
+
 // forgetPeak has peak begin anew.
 func forgetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)

@@ -88,16 +88,12 @@ const look = time.Second
 
 // enrol has the agents begin to report, and waits until nothing more is written.
 func (r *run) enrol(ctx context.Context) error {
-	e, apiPid := &r.out.Enrol, r.site.apiPid()
+	e := &r.out.Enrol
 	start, err := r.site.asked(ctx)
 	if err != nil {
 		return err
 	}
-	ctl, err := r.ctl.usage()
-	if err != nil {
-		return err
-	}
-	api, err := usageOf(apiPid)
+	before, err := r.cpus()
 	if err != nil {
 		return err
 	}
@@ -123,15 +119,11 @@ func (r *run) enrol(ctx context.Context) error {
 		last, lastAt = now, at
 	}
 	e.Writes, e.Untainted = last.conditions-start.conditions, last.patchedNodes-start.patchedNodes
-	ctlAfter, err := r.ctl.usage()
+	after, err := r.cpus()
 	if err != nil {
 		return err
 	}
-	apiAfter, err := usageOf(apiPid)
-	if err != nil {
-		return err
-	}
-	e.ControllerCPU, e.APICPU = (ctlAfter.cpu - ctl.cpu).Seconds(), (apiAfter.cpu - api.cpu).Seconds()
+	e.CPU = takenOf(after.minus(before))
 	e.Conditions, err = r.site.enrolled(ctx)
 	return err
 }

@@ -20,6 +20,11 @@ func spreadOf(all []time.Duration) spread {
 	return spread{ms(len(all) / 2), ms(len(all) * 99 / 100), ms(len(all) - 1), len(all)}
 }
 
+// taken is the CPU time, in seconds, of the controller, the API server, and the process of all agents.
+type taken struct{ Controller, API, Agents float64 }
+
+func takenOf(c cpus) taken { return taken{c.controller.Seconds(), c.api.Seconds(), c.agents.Seconds()} }
+
 // memory is bytes.
 type memory struct{ RSS, Anon, Heap int64 }
 
@@ -45,8 +50,6 @@ type point struct {
 	Held          held
 	Rate          float64 // of changes, a second
 	Crowd         float64 // the computer's load, of the last minute, when changes began
-	HarnessCPU    float64 // percent of one core while endpoints change: of the agents, and what drives them
-	APIServerCPU  float64
 	APIServerPeak int64
 }
 
@@ -58,11 +61,11 @@ type load struct {
 
 // crowd are agents that come at once.
 type crowd struct {
-	Snapshot  spread  // from an agent's first connect to its complete snapshot
-	Last, CPU float64 // from the first connect to the last agent's complete snapshot, and what it took
-	Peak      int64
-	Deferred  int   // streams that were told to come again
-	Bytes     int64 // of one agent's
+	Snapshot spread // from an agent's first connect to its complete snapshot
+	CPU      taken  // until the last has it
+	Peak     int64
+	Deferred int   // streams that were told to come again
+	Bytes    int64 // of one agent's
 }
 
 // enrol is what the agents' first reports cost.
@@ -70,17 +73,15 @@ type enrol struct {
 	Conditions, Untainted int // that were to be written
 	Writes                int // of them, by the API server's count
 	Seconds, MostPerSec   float64
-	ControllerCPU, APICPU float64
-	Reviews               int
+	CPU                   taken
 }
 
 // change is what changes of single endpoints cost.
 type change struct {
 	Changes, Heard, Lost int
-	Watch, Agents        spread // ms since the API server's answer
-	Above                spread // ms between the watch and the agents, of each change
-	CPU                  float64
-	APICPU               float64 // both ms of CPU for each change
+	Watch, Agents        spread  // ms since the API server's answer
+	Above                spread  // ms between the watch and the agents, of each change
+	CPU                  taken   // for each change; the controller's is what goes beyond its rest
 	Bytes                float64 // for each change that an agent hears of
 	IdleBytes            int64   // to all agents that dial none of what changes
 	IdleAgents           int
@@ -89,8 +90,8 @@ type change struct {
 // herd is a controller that is started anew.
 type herd struct {
 	Drain, Ready float64
-	Served       spread  // ms from ready to an agent's complete snapshot
-	CPU          float64 // from the start to the last agent's complete snapshot
+	Served       spread // ms from ready to an agent's complete snapshot
+	CPU          taken  // until the last has it: of the controller from its start, of the others from ready
 	Peak         int64
 	Deferred     int
 	Writes       int    // of conditions: none is new

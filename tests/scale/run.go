@@ -166,30 +166,32 @@ func (r *run) connect(ctx context.Context) error {
 	}
 	r.out.First = float64(came[0].at.Sub(first[0].began).Microseconds()) / 1000
 	r.out.Together.Bytes = first[0].told.Load()
-	before, err := r.ctl.usage()
-	if err == nil {
-		err = forgetPeak(r.ctl.cmd.Process.Pid)
+	if err := forgetPeak(r.ctl.cmd.Process.Pid); err != nil {
+		return err
 	}
+	before, err := r.cpus()
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	r.fleet.start(r.running, r.fleet.agents[1:])
 	if came, err = e.await(ctx, r.fleet, r.town.nodes-1); err != nil {
+		return err
+	}
+	after, err := r.cpus()
+	if err != nil {
 		return err
 	}
 	var took []time.Duration
 	for _, a := range came {
 		took = append(took, a.at.Sub(a.agent.began))
 	}
-	after, err := r.ctl.usage()
+	u, err := r.ctl.usage()
 	if err != nil {
 		return err
 	}
 	text, err := r.ctl.metrics()
 	c := &r.out.Together
-	c.Snapshot, c.Last, c.CPU, c.Peak = spreadOf(took), time.Since(began).Seconds(), (after.cpu - before.cpu).Seconds(), after.peak
-	c.Deferred = int(text["conduit_discovery_deferred_total"])
+	c.Snapshot, c.CPU, c.Peak, c.Deferred = spreadOf(took), takenOf(after.minus(before)), u.peak, int(text["conduit_discovery_deferred_total"])
 	return err
 }
 

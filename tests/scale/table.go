@@ -37,6 +37,9 @@ type row struct {
 func mb(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/(1<<20)) }
 
 func (m memory) String() string { return fmt.Sprintf("%s, %s, %s", mb(m.RSS), mb(m.Anon), mb(m.Heap)) }
+func (t taken) String() string {
+	return fmt.Sprintf("%s, %s, %s s", digits(t.Controller), digits(t.API), digits(t.Agents))
+}
 func (s spread) String() string {
 	return fmt.Sprintf("%s, %s, %s ms", digits(s.P50), digits(s.P99), digits(s.Max))
 }
@@ -63,16 +66,13 @@ var rows = []row{
 	{"one, alone: from its connect to its complete snapshot", text("%.0f ms", func(p *point) []any { return []any{p.First} })},
 	{"bytes of that snapshot", text("%d", func(p *point) []any { return []any{p.Together.Bytes} })},
 	{"all others at once: the same, p50, p99, most", func(p *point) string { return p.Together.Snapshot.String() }},
-	{"CPU time for that", text("%.1f s", func(p *point) []any { return []any{p.Together.CPU} })},
+	{"CPU time until the last has it: controller, API server, agents", func(p *point) string { return p.Together.CPU.String() }},
 	{"memory at most", func(p *point) string { return mb(p.Together.Peak) }},
 	{"what an agent's Directory holds: Services, endpoints, workloads", text("%d, %d, %d", func(p *point) []any { return []any{p.Held.Services, p.Held.Endpoints, p.Held.Workloads} })},
 	{"memory of that", text("%d KB", func(p *point) []any { return []any{p.Held.Bytes >> 10} })},
 	{"**Agents report, every 10 s; pods are enrolled for the first time**", nil},
 	{"conditions written, until the last", text("%d in %.0f s", func(p *point) []any { return []any{p.Enrol.Writes, p.Enrol.Seconds} })},
-	{"CPU time of the controller, and of the API server, for each", text("%.1f ms, %.1f ms", func(p *point) []any {
-		n := float64(max(1, p.Enrol.Writes))
-		return []any{1000 * p.Enrol.ControllerCPU / n, 1000 * p.Enrol.APICPU / n}
-	})},
+	{"CPU time meanwhile: controller, API server, agents", func(p *point) string { return p.Enrol.CPU.String() }},
 	{"**At rest, with all agents**", nil},
 	{"memory: RSS, anonymous, heap", func(p *point) string { return p.Rest.String() }},
 	{"CPU", text("%.1f %% of a core", func(p *point) []any { return []any{p.RestCPU} })},
@@ -85,13 +85,15 @@ var rows = []row{
 	{"agents that hear of a change", text("%.1f", func(p *point) []any { return []any{float64(p.Change.Heard) / float64(max(1, p.Change.Changes))} })},
 	{"bytes to each of them", text("%.0f", func(p *point) []any { return []any{p.Change.Bytes} })},
 	{"bytes to all others", text("%d", func(p *point) []any { return []any{p.Change.IdleBytes} })},
-	{"CPU time of the controller for a change", text("%.2f ms", func(p *point) []any { return []any{p.Change.CPU} })},
-	{"CPU of the computer meanwhile: the agents, the API server", text("%.0f %%, %.0f %% of a core", func(p *point) []any { return []any{p.HarnessCPU, p.APIServerCPU} })},
+	{"CPU time for a change: controller, API server, agents", func(p *point) string {
+		c := p.Change.CPU
+		return fmt.Sprintf("%.2f, %.1f, %.1f ms", 1000*c.Controller, 1000*c.API, 1000*c.Agents)
+	}},
 	{"processes that ran or waited to run, when it began", text("%.1f", func(p *point) []any { return []any{p.Crowd} })},
 	{"**The controller is started anew, and all agents come back**", nil},
 	{"from its start until it is ready", text("%.1f s", func(p *point) []any { return []any{p.Herd.Ready} })},
 	{"from then until an agent has its complete snapshot: p50, p99, most", func(p *point) string { return p.Herd.Served.String() }},
-	{"CPU time until the last has it", text("%.1f s", func(p *point) []any { return []any{p.Herd.CPU} })},
+	{"CPU time until the last has it: controller, API server, agents", func(p *point) string { return p.Herd.CPU.String() }},
 	{"memory at most", func(p *point) string { return mb(p.Herd.Peak) }},
 	{"agents that are back hear of changes meanwhile: p50, p99, most", func(p *point) string { return p.Herd.Change.String() }},
 	{"conditions written again", text("%d", func(p *point) []any { return []any{p.Herd.Writes} })},
