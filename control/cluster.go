@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	identityv1 "conduit.io/conduit/api/identityv1"
@@ -51,6 +53,7 @@ type cluster struct {
 	writer   *nodes.Writer
 	api      *server.Server
 	drain    chan struct{}
+	serving  atomic.Bool // the API is listened for
 	watcher  *kube.Watcher
 }
 
@@ -84,16 +87,11 @@ func RunCluster(ctx context.Context, cfg ClusterConfig) error {
 	if err != nil {
 		return err
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("serve the controller's API: %w", err)
-	}
 	admin, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Admin)
 	if err != nil {
-		l.Close()
 		return fmt.Errorf("serve health and metrics: %w", err)
 	}
-	return c.serve(ctx, l, admin)
+	return c.serve(ctx, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, "tcp", cfg.Addr) }, admin)
 }
 
 func newCluster(ctx context.Context, cfg ClusterConfig) (*cluster, error) {
@@ -156,8 +154,7 @@ func (c *cluster) peer() (*tls.Config, error) {
 }
 
 // serve runs everything until ctx ends. The election ends first, so that another replica leads while this one drains.
-func (c *cluster) serve(ctx context.Context, l, admin net.Listener) error {
-	c.cfg.Log.Info("controller serves", "address", l.Addr().String(), "admin", admin.Addr().String(), "version", mesh.Version())
+func (c *cluster) serve(ctx context.Context, listen func() (net.Listener, error), admin net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -166,7 +163,7 @@ func (c *cluster) serve(ctx context.Context, l, admin net.Listener) error {
 	work.Go(func() { c.election.Run(ctx, c.lead) })
 	base.Go(func() { c.identity.Run(rest) })
 	base.Go(func() { _ = h.Serve(admin) }) // it is closed
-	err := c.api.Serve(ctx, l)
+	err := c.serveAPI(ctx, listen)
 	cancel()
 	work.Wait()
 	stop()
@@ -175,6 +172,26 @@ func (c *cluster) serve(ctx context.Context, l, admin net.Listener) error {
 	c.watcher.Wait()
 	c.cfg.Log.Info("controller ends")
 	return err
+}
+
+// serveAPI listens when there is something to say: until then agents that come are refused, which costs nothing, while handshakes and
+// tokens of a thousand of them would keep this replica, and the API server, from what it starts with.
+func (c *cluster) serveAPI(ctx context.Context, listen func() (net.Listener, error)) error {
+	for look := time.NewTicker(20 * time.Millisecond); c.ready() != nil; {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	l, err := listen()
+	if err != nil {
+		return fmt.Errorf("serve the controller's API: %w", err)
+	}
+	c.serving.Store(true)
+	debug.FreeOSMemory() // to read all objects takes more than to keep what is needed of them
+	c.cfg.Log.Info("controller serves", "address", l.Addr().String(), "version", mesh.Version())
+	return c.api.Serve(ctx, l)
 }
 
 // lead is what only the leader does.
@@ -200,7 +217,11 @@ func (c *cluster) adminRoutes() http.Handler {
 			return
 		default:
 		}
-		if err := c.ready(); err != nil {
+		err := c.ready()
+		if err == nil && !c.serving.Load() {
+			err = errors.New("the API is not served yet")
+		}
+		if err != nil {
 			writeJSON(w, http.StatusServiceUnavailable, failure{Error: err.Error()})
 			return
 		}

@@ -30,6 +30,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 // site is an API server with replicas of the controller.
@@ -119,7 +120,7 @@ func (s *site) start() *replica {
 		TrustDomain: "cluster.local", DrainTime: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	s.must(c, err)
 	done := make(chan error, 1)
-	go func() { done <- c.serve(ctx, api, admin) }()
+	go func() { done <- c.serve(ctx, func() (net.Listener, error) { return api, nil }, admin) }()
 	r := &replica{cluster: c, addr: api.Addr().String(), admin: "http://" + admin.Addr().String()}
 	r.end = sync.OnceFunc(func() {
 		cancel()
@@ -154,6 +155,41 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+b.token)
 	return b.RoundTripper.RoundTrip(r)
+}
+
+// TestNothingIsServedBeforeTheClusterIsRead: a replica that cannot say anything yet is not listened for, and says that it is not ready.
+func TestNothingIsServedBeforeTheClusterIsRead(t *testing.T) {
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	admin, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	c, err := newCluster(ctx, ClusterConfig{Kube: &rest.Config{Host: "https://" + gone.Addr().String()}, Advertise: "127.0.0.1:1", Namespace: "conduit",
+		TrustDomain: "cluster.local", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- c.serve(ctx, func() (net.Listener, error) { return nil, errors.New("it was listened for") }, admin)
+	}()
+	res, err := http.Get("http://" + admin.Addr().String() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("/readyz answers %d", res.StatusCode)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestCluster is a controller of two replicas before a real API server, from the outside.

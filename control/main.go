@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 
 	"conduit.io/conduit/control/kube"
 	"conduit.io/conduit/mesh"
@@ -88,6 +90,9 @@ func mainCluster(ctx context.Context, cluster ClusterConfig, cfg Config, kubecon
 	cluster.Addr, cluster.Log = cfg.Addr, cfg.Log
 	if cluster.Advertise == "" {
 		cluster.Advertise = cfg.Addr
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // most of the heap is what is known of the cluster: to let as much garbage pile up would double it
 	}
 	klog.SetSlogLogger(cfg.Log)
 	var err error
