@@ -37,6 +37,23 @@ static __always_inline struct cdt_addr src_addr(struct bpf_sk_lookup *ctx)
 	return CTX_READ(ctx->family) == AF_INET ? addr_from4(v4) : addr_from6(a, b, c, d);
 }
 
+// One of the ports at which the pod itself wants to be probed. The kubelet can be made to dial others: by a probe of another
+// pod that names this one's address, and where it is one process with the API server.
+static __always_inline bool probed(__u64 cookie, __u32 port)
+{
+	struct cdt_probes *probes = bpf_map_lookup_elem(&cdt_probes, &cookie);
+
+	if (!probes)
+		return false;
+	for (__u32 i = 0; i < CDT_MAX_PROBES; i++) {
+		if (i >= probes->nports)
+			return false;
+		if (probes->ports[i] == port)
+			return true;
+	}
+	return false;
+}
+
 // The node's kubelet has dialled this, and nobody else (kubelet.h).
 static __always_inline bool vouched(struct bpf_sk_lookup *ctx, const struct cdt_addr *src, const struct cdt_addr *dst)
 {
@@ -101,7 +118,7 @@ int cdt_lookup(struct bpf_sk_lookup *ctx)
 		return SK_DROP; // neither end is known as the pod's: refused
 	}
 	// Inbound.
-	if (vouched(ctx, &src, &dst)) {
+	if (probed(cookie, CTX_READ(ctx->local_port)) && vouched(ctx, &src, &dst)) {
 		count_bypass(cookie, CDT_BYPASS_PROBE);
 		return SK_PASS; // a probe: straight to the application
 	}

@@ -18,6 +18,15 @@ struct {
 	__type(value, struct cdt_pod);
 } cdt_pods SEC(".maps");
 
+// The ports at which an enrolled pod is probed. A pod without an entry is not.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CDT_MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct cdt_probes);
+} cdt_probes SEC(".maps");
+
 // What a socket is to the mesh. User space writes by descriptor, so that nobody without the map can forge it (a mark
 // could be forged: CAP_NET_RAW is enough).
 struct {

@@ -11,6 +11,9 @@
 // How many addresses one pod may have: dual stack on several interfaces.
 #define CDT_MAX_ADDRS 8
 
+// How many ports of one pod the kubelet may probe.
+#define CDT_MAX_PROBES 32
+
 // Mark of a steered socket. A rule in the pod's namespace (pref 100) turns marked packets round on lo.
 #define CDT_MARK 0x4d1
 
@@ -61,6 +64,12 @@ struct cdt_pod {
 	enum cdt_pod_flag flags;
 	__u32 naddrs;
 	struct cdt_addr addrs[CDT_MAX_ADDRS];
+};
+
+// Value of cdt_probes, keyed by network namespace cookie: the ports that the pod's own probes and hooks name, in host order.
+struct cdt_probes {
+	__u32 nports;
+	__u16 ports[CDT_MAX_PROBES];
 };
 
 // Key of cdt_listeners.

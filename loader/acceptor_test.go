@@ -113,7 +113,7 @@ func TestTakeOverFromBeforeProbes(t *testing.T) {
 	a.enrol(false, false)
 	dir := d.cfg.BPFFS
 	d.Close()
-	for _, name := range []string{"cdt_counters", "cdt_kubelet", "cdt_vouched", "cdt_witness"} {
+	for _, name := range []string{"cdt_counters", "cdt_kubelet", "cdt_vouched", "cdt_witness", "cdt_probes"} {
 		if err := os.Remove(filepath.Join(pins(dir).maps(), name)); err != nil {
 			t.Fatal(err)
 		}

@@ -21,6 +21,7 @@ const (
 	cgroupMapCdtKubelet     = "cdt_kubelet"
 	cgroupMapCdtListeners   = "cdt_listeners"
 	cgroupMapCdtPods        = "cdt_pods"
+	cgroupMapCdtProbes      = "cdt_probes"
 	cgroupMapCdtTags        = "cdt_tags"
 	cgroupMapCdtVouched     = "cdt_vouched"
 	cgroupMapCdtWitness     = "cdt_witness"
@@ -94,6 +95,7 @@ type cgroupMapSpecs struct {
 	CdtKubelet   *ebpf.MapSpec `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.MapSpec `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.MapSpec `ebpf:"cdt_pods"`
+	CdtProbes    *ebpf.MapSpec `ebpf:"cdt_probes"`
 	CdtTags      *ebpf.MapSpec `ebpf:"cdt_tags"`
 	CdtVouched   *ebpf.MapSpec `ebpf:"cdt_vouched"`
 	CdtWitness   *ebpf.MapSpec `ebpf:"cdt_witness"`
@@ -131,6 +133,7 @@ type cgroupMaps struct {
 	CdtKubelet   *ebpf.Map `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.Map `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.Map `ebpf:"cdt_pods"`
+	CdtProbes    *ebpf.Map `ebpf:"cdt_probes"`
 	CdtTags      *ebpf.Map `ebpf:"cdt_tags"`
 	CdtVouched   *ebpf.Map `ebpf:"cdt_vouched"`
 	CdtWitness   *ebpf.Map `ebpf:"cdt_witness"`
@@ -143,6 +146,7 @@ func (m *cgroupMaps) Close() error {
 		m.CdtKubelet,
 		m.CdtListeners,
 		m.CdtPods,
+		m.CdtProbes,
 		m.CdtTags,
 		m.CdtVouched,
 		m.CdtWitness,

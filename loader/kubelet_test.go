@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +28,7 @@ func newKubeletWorld(t *testing.T) *kubeletWorld {
 	w := &kubeletWorld{d: d}
 	w.node, w.pod = newPods(t, d)
 	w.pod.serve(":8080", "app", nil)
+	w.pod.probes = []uint16{8081, 8080}
 	w.pod.enrol(false, false)
 	w.kubelet = w.node.actor()
 	w.process = w.node.processOf(w.kubelet)
@@ -201,6 +203,38 @@ func (w *kubeletWorld) is(t *testing.T, p kernel.Process) {
 	}
 }
 
+// The kubelet, which others can make dial, reaches the ports alone that the pod's own probes name.
+func TestOtherPortsAreNotProbed(t *testing.T) {
+	w := newKubeletWorld(t)
+	w.pod.serve(":8090", "app", nil)
+	a, err := w.kubelet.dial(netip.AddrPortFrom(w.pod.v4, 8090), 0)
+	wantRefused(t, a, err)
+	a, err = w.kubelet.dial(w.at(w.pod.v4), 0)
+	w.wantApp(t, a, err, w.node.v4)
+	pod := Pod{Addrs: []netip.Addr{w.pod.v4, w.pod.v6}, Probes: make([]uint16, kernel.MaxProbes)}
+	pod.Probes[kernel.MaxProbes-1] = 8090
+	if err := w.d.Enrol(w.pod.cookie, pod); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := w.d.Enrolled(); err != nil || !slices.Equal(all[w.pod.cookie].Probes, pod.Probes) {
+		t.Errorf("enrolled: %+v, %v", all, err)
+	}
+	a, err = w.kubelet.dial(netip.AddrPortFrom(w.pod.v6, 8090), 0)
+	w.wantApp(t, a, err, w.node.v6)
+	a, err = w.kubelet.dial(w.at(w.pod.v4), 0)
+	wantRefused(t, a, err)
+	pod.Probes = append(pod.Probes, 8080)
+	if err := w.d.Enrol(w.pod.cookie, pod); err == nil {
+		t.Error("more ports than there is room for were taken")
+	}
+	pod.Probes = nil
+	if err := w.d.Enrol(w.pod.cookie, pod); err != nil {
+		t.Fatal(err)
+	}
+	a, err = w.kubelet.dial(netip.AddrPortFrom(w.pod.v6, 8090), 0)
+	wantRefused(t, a, err)
+}
+
 // The kubelet's process vouches for nothing outside of the node's namespace, where addresses are others'.
 func TestOtherNamespacesVouchForNothing(t *testing.T) {
 	w := newKubeletWorld(t)
@@ -265,6 +299,10 @@ func TestVouchedConnectionsAreBounded(t *testing.T) {
 	}
 	defer prog.Close()
 	if err := d.maps["cdt_pods"].Put(uint64(cookie), eightAddresses(t, enrolled)); err != nil {
+		t.Fatal(err)
+	}
+	probes := kernel.Probes{Nports: 3, Ports: [kernel.MaxProbes]uint16{8080, 8081, 8082}}
+	if err := d.maps["cdt_probes"].Put(uint64(cookie), &probes); err != nil {
 		t.Fatal(err)
 	}
 	sockets, closeAll := fillSlots(t, d, cookie)

@@ -21,6 +21,7 @@ const (
 	lookupMapCdtKubelet   = "cdt_kubelet"
 	lookupMapCdtListeners = "cdt_listeners"
 	lookupMapCdtPods      = "cdt_pods"
+	lookupMapCdtProbes    = "cdt_probes"
 	lookupMapCdtTags      = "cdt_tags"
 	lookupMapCdtVouched   = "cdt_vouched"
 	lookupMapCdtWitness   = "cdt_witness"
@@ -82,6 +83,7 @@ type lookupMapSpecs struct {
 	CdtKubelet   *ebpf.MapSpec `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.MapSpec `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.MapSpec `ebpf:"cdt_pods"`
+	CdtProbes    *ebpf.MapSpec `ebpf:"cdt_probes"`
 	CdtTags      *ebpf.MapSpec `ebpf:"cdt_tags"`
 	CdtVouched   *ebpf.MapSpec `ebpf:"cdt_vouched"`
 	CdtWitness   *ebpf.MapSpec `ebpf:"cdt_witness"`
@@ -119,6 +121,7 @@ type lookupMaps struct {
 	CdtKubelet   *ebpf.Map `ebpf:"cdt_kubelet"`
 	CdtListeners *ebpf.Map `ebpf:"cdt_listeners"`
 	CdtPods      *ebpf.Map `ebpf:"cdt_pods"`
+	CdtProbes    *ebpf.Map `ebpf:"cdt_probes"`
 	CdtTags      *ebpf.Map `ebpf:"cdt_tags"`
 	CdtVouched   *ebpf.Map `ebpf:"cdt_vouched"`
 	CdtWitness   *ebpf.Map `ebpf:"cdt_witness"`
@@ -131,6 +134,7 @@ func (m *lookupMaps) Close() error {
 		m.CdtKubelet,
 		m.CdtListeners,
 		m.CdtPods,
+		m.CdtProbes,
 		m.CdtTags,
 		m.CdtVouched,
 		m.CdtWitness,

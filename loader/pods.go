@@ -18,12 +18,18 @@ type Pod struct {
 	OutOpen bool
 	// InOpen lets inbound connections go to the application while no proxy is alive; otherwise they are refused.
 	InOpen bool
+	// Probes are the ports at which the node's kubelet reaches the application: those that the pod's own probes and hooks name,
+	// at most kernel.MaxProbes.
+	Probes []uint16
 }
 
 // Enrol starts steering the pod's new connections, or changes how an enrolled pod is treated. Everything else of it
 // (rules, routes, listeners, lookup program) must be in place before.
 func (d *Datapath) Enrol(cookie uint64, p Pod) error {
 	v, err := p.encode()
+	if err == nil && len(p.Probes) > kernel.MaxProbes {
+		err = fmt.Errorf("%d ports to probe: want at most %d", len(p.Probes), kernel.MaxProbes)
+	}
 	if err != nil {
 		return fmt.Errorf("enrol pod %d: %w", cookie, err)
 	}
@@ -36,6 +42,11 @@ func (d *Datapath) Enrol(cookie uint64, p Pod) error {
 	err = d.maps["cdt_counters"].Update(cookie, make([]kernel.Counters, cpus), ebpf.UpdateNoExist)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 		return fmt.Errorf("enrol pod %d: make counters: %w", cookie, err)
+	}
+	probes := kernel.Probes{Nports: uint32(len(p.Probes))}
+	copy(probes.Ports[:], p.Probes)
+	if err := d.maps["cdt_probes"].Put(cookie, &probes); err != nil {
+		return fmt.Errorf("enrol pod %d: ports to probe: %w", cookie, err)
 	}
 	if err := d.maps["cdt_pods"].Put(cookie, &v); err != nil {
 		return fmt.Errorf("enrol pod %d: %w", cookie, err)
@@ -75,6 +86,16 @@ func (d *Datapath) Enrolled() (map[uint64]Pod, error) {
 			pods[cookie] = decodePod(v)
 		}
 	})
+	for cookie, p := range pods {
+		var probes kernel.Probes
+		perr := d.maps["cdt_probes"].Lookup(cookie, &probes)
+		if errors.Is(perr, ebpf.ErrKeyNotExist) {
+			continue // enrolled by an earlier version
+		}
+		err = errors.Join(err, perr)
+		p.Probes = append(p.Probes, probes.Ports[:min(int(probes.Nports), kernel.MaxProbes)]...)
+		pods[cookie] = p
+	}
 	return pods, err
 }
 
@@ -93,11 +114,13 @@ func (d *Datapath) eachPod(f func(cookie uint64, v *kernel.Pod)) error {
 	return nil
 }
 
-// forget deletes the pod's entry.
+// forget deletes the pod's entries.
 func (d *Datapath) forget(cookie uint64) error {
-	err := d.maps["cdt_pods"].Delete(cookie)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("forget pod %d: %w", cookie, err)
+	for _, name := range []string{"cdt_pods", "cdt_probes"} {
+		err := d.maps[name].Delete(cookie)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget pod %d: %s: %w", cookie, name, err)
+		}
 	}
 	return nil
 }

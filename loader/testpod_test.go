@@ -27,6 +27,7 @@ type testPod struct {
 	ns     *os.File
 	cookie uint64
 	v4, v6 netip.Addr
+	probes []uint16 // ports that the kubelet may dial
 	proxy  [kernel.SlotCount]*net.TCPListener
 }
 
@@ -147,7 +148,7 @@ func (p *testPod) enrol(outOpen, inOpen bool) {
 	if err := p.d.AttachLookup(p.ns, p.cookie); err != nil {
 		p.t.Fatalf("AttachLookup: %v", err)
 	}
-	if err := p.d.Enrol(p.cookie, Pod{Addrs: []netip.Addr{p.v4, p.v6}, OutOpen: outOpen, InOpen: inOpen}); err != nil {
+	if err := p.d.Enrol(p.cookie, Pod{Addrs: []netip.Addr{p.v4, p.v6}, OutOpen: outOpen, InOpen: inOpen, Probes: p.probes}); err != nil {
 		p.t.Fatalf("Enrol: %v", err)
 	}
 }

@@ -28,6 +28,10 @@ func TestTypesEqualObjects(t *testing.T) {
 		"cdt_listeners": {unsafe.Sizeof(kernel.ListenerKey{}), 8},
 		"cdt_carry":     {unsafe.Sizeof(kernel.CarryKey{}), unsafe.Sizeof(kernel.SockTag{})},
 		"cdt_counters":  {8, unsafe.Sizeof(kernel.Counters{})},
+		"cdt_probes":    {8, unsafe.Sizeof(kernel.Probes{})},
+		"cdt_kubelet":   {8, unsafe.Sizeof(kernel.Process{})},
+		"cdt_vouched":   {unsafe.Sizeof(kernel.Tuple{}), 1},
+		"cdt_witness":   {4, unsafe.Sizeof(kernel.Witness{})},
 	} {
 		a, b := cgroup.Maps[name], lookup.Maps[name]
 		if a == nil || b == nil {

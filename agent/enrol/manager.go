@@ -13,6 +13,7 @@ import (
 
 	"conduit.io/conduit/agent/cnicache"
 	"conduit.io/conduit/agent/discovery"
+	"conduit.io/conduit/agent/kubelet"
 	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/proxylink"
@@ -66,6 +67,7 @@ type pod struct {
 	attachments map[store.Key]*store.Attachment
 	workload    mesh.Workload // as wanted; Addrs are those by which others reach it
 	kernelAddrs []netip.Addr  // every address of the namespace, for the kernel program
+	probes      []uint16      // ports at which the kubelet dials it
 	enrolled    bool          // the kernel steers it
 	kernel      loader.Pod    // as the kernel was told, when enrolled
 	leaving     bool          // un-enrolled, with connections that are not finished
@@ -165,7 +167,7 @@ func (m *Manager) Restore() error {
 		if p == nil {
 			p = &pod{cookie: a.Cookie, attachments: map[store.Key]*store.Attachment{}, workload: a.Workload}
 			p.kernel, p.enrolled = enrolled[a.Cookie]
-			p.kernelAddrs = p.kernel.Addrs
+			p.kernelAddrs, p.probes = p.kernel.Addrs, p.kernel.Probes
 			p.leaving = !p.enrolled && slices.Contains(lookups, a.Cookie)
 			m.pods[a.Cookie] = p
 		}
@@ -265,7 +267,7 @@ func (m *Manager) refresh() {
 		name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
 		// What nothing describes any more stays as it was: a pod never leaves the mesh because a file is missing.
 		if o := objects.Pods[name]; o != nil && discovery.Local(o, m.cfg.Node) && decided(objects, o) {
-			p.workload = discovery.Workload(objects, o, m.cfg.Node)
+			p.workload, p.probes = discovery.Workload(objects, o, m.cfg.Node), kubelet.Ports(&o.Spec)
 		}
 		p.workload.Addrs = p.addrs()
 		if len(p.workload.Addrs) == 0 {

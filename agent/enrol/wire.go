@@ -127,11 +127,11 @@ func (m *Manager) address(p *pod, netns *os.File) error {
 // be accepted from anybody anyway.
 func kernelPod(p *pod) loader.Pod {
 	open := p.workload.Down == mesh.DownOpen
-	return loader.Pod{Addrs: p.kernelAddrs, OutOpen: open, InOpen: open && p.workload.Mode == mesh.Permissive}
+	return loader.Pod{Addrs: p.kernelAddrs, OutOpen: open, InOpen: open && p.workload.Mode == mesh.Permissive, Probes: p.probes}
 }
 
 func samePod(a, b loader.Pod) bool {
-	return a.OutOpen == b.OutOpen && a.InOpen == b.InOpen && slices.Equal(a.Addrs, b.Addrs)
+	return a.OutOpen == b.OutOpen && a.InOpen == b.InOpen && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Probes, b.Probes)
 }
 
 // listeners makes sure that the proxy holds listeners of the pod, that the kernel has the same, and that the proxy knows

@@ -102,6 +102,7 @@ func strip(v any) (any, error) {
 			ObjectMeta: meta(&o.ObjectMeta),
 			Spec: corev1.PodSpec{
 				NodeName: o.Spec.NodeName, ServiceAccountName: o.Spec.ServiceAccountName, HostNetwork: o.Spec.HostNetwork,
+				Containers: probed(o.Spec.Containers), InitContainers: probed(o.Spec.InitContainers),
 			},
 			Status: corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
 		}, nil
@@ -109,6 +110,24 @@ func strip(v any) (any, error) {
 		return &corev1.Namespace{ObjectMeta: meta(&o.ObjectMeta)}, nil
 	}
 	return v, nil
+}
+
+// probed is what is needed to know at which ports a kubelet dials the containers.
+func probed(containers []corev1.Container) []corev1.Container {
+	var out []corev1.Container
+	for _, c := range containers {
+		if c.LivenessProbe == nil && c.ReadinessProbe == nil && c.StartupProbe == nil && c.Lifecycle == nil {
+			continue
+		}
+		kept := corev1.Container{Lifecycle: c.Lifecycle, LivenessProbe: c.LivenessProbe, ReadinessProbe: c.ReadinessProbe, StartupProbe: c.StartupProbe}
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				kept.Ports = append(kept.Ports, p)
+			}
+		}
+		out = append(out, kept)
+	}
+	return out
 }
 
 func meta(m *metav1.ObjectMeta) metav1.ObjectMeta {

@@ -19,6 +19,9 @@ const Schema = 1
 // MaxAddrs is how many addresses a pod may have.
 const MaxAddrs = len(Pod{}.Addrs)
 
+// MaxProbes is how many ports of a pod the kubelet may probe.
+const MaxProbes = len(Probes{}.Ports)
+
 // AddrFrom is a in kernel form. A zone is dropped; the zero Addr stands for the zero netip.Addr.
 func AddrFrom(a netip.Addr) Addr {
 	if !a.IsValid() {

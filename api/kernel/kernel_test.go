@@ -74,7 +74,7 @@ func TestConstantsEqualHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]int64{"CDT_MARK": Mark, "CDT_SCHEMA": Schema, "CDT_MAX_ADDRS": int64(MaxAddrs)} {
+	for name, want := range map[string]int64{"CDT_MARK": Mark, "CDT_SCHEMA": Schema, "CDT_MAX_ADDRS": int64(MaxAddrs), "CDT_MAX_PROBES": int64(MaxProbes)} {
 		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(\w+)$`).FindSubmatch(src)
 		if m == nil {
 			t.Errorf("%s is not in types.h", name)

@@ -61,6 +61,13 @@ type Pod struct {
 	Addrs  [8]Addr
 }
 
+// Probes is the value of map cdt_probes, keyed by network namespace cookie: ports in host order.
+type Probes struct {
+	_      structs.HostLayout
+	Nports uint32
+	Ports  [32]uint16
+}
+
 // ListenerKey is the key of map cdt_listeners.
 type ListenerKey struct {
 	_      structs.HostLayout

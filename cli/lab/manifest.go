@@ -228,6 +228,10 @@ func podObject(p *Pod) *corev1.Pod {
 		obj.Spec.Containers[0].Ports = append(obj.Spec.Containers[0].Ports,
 			corev1.ContainerPort{Name: name, ContainerPort: port, Protocol: corev1.ProtocolTCP})
 	}
+	if port := p.opts.Probe; port != 0 {
+		handler := corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(port)}}
+		obj.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: handler}
+	}
 	slices.SortFunc(obj.Spec.Containers[0].Ports, func(a, b corev1.ContainerPort) int { return strings.Compare(a.Name, b.Name) })
 	return obj
 }

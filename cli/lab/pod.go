@@ -39,6 +39,7 @@ type PodOptions struct {
 	ServiceAccount string           // default "default"
 	Owner          string           // KIND/NAME of the owner, such as Deployment/web
 	Ports          map[string]int32 // container ports by name
+	Probe          int32            // port at which a kubelet would see whether it is ready; 0: none
 	NoManifest     bool             // write none: the agents hear of the pod by CNI alone, or not at all
 }
 

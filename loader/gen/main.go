@@ -34,6 +34,7 @@ var declarations = []declaration{
 	{c: "cdt_sock_tag", goName: "SockTag", doc: "is the value of map cdt_tags: 20 bytes, no padding. Port is in network order."},
 	{c: "cdt_pod_flag", goName: "PodFlag", doc: "is how a pod is treated; a set of bits.", underlying: "uint32"},
 	{c: "cdt_pod", goName: "Pod", doc: "is the value of map cdt_pods, keyed by network namespace cookie."},
+	{c: "cdt_probes", goName: "Probes", doc: "is the value of map cdt_probes, keyed by network namespace cookie: ports in host order."},
 	{c: "cdt_listener_key", goName: "ListenerKey", doc: "is the key of map cdt_listeners."},
 	{c: "cdt_carry_key", goName: "CarryKey", doc: "is the key of map cdt_carry: a 4-tuple in one namespace, ports in host order."},
 	{c: "cdt_process", goName: "Process", doc: "is one run of a program, and never another's."},

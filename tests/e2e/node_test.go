@@ -153,7 +153,8 @@ func (h *byHand) showNamespace(name string, labels, annotations map[string]strin
 func (h *byHand) showPod(namespace, name string, node int, ip string) {
 	h.t.Helper()
 	pod := object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "namespace": namespace, "labels": object{"app": name}},
-		"spec": object{"nodeName": h.Node(node).Name(), "serviceAccountName": "default", "containers": []object{{"name": "load", "image": kubetest.LoadImage}}}}
+		"spec": object{"nodeName": h.Node(node).Name(), "serviceAccountName": "default", "containers": []object{{"name": "load", "image": kubetest.LoadImage,
+			"readinessProbe": object{"tcpSocket": object{"port": kubetest.LoadPort}}}}}}
 	if ip != "" {
 		pod["status"] = object{"podIP": ip, "podIPs": []object{{"ip": ip}}}
 	}

@@ -150,7 +150,7 @@ func TestKubeletProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := n.MeshNode("one", lab.NodeConfig{})
-	pod := n.Pod(node, "shop", "web", lab.PodOptions{})
+	pod := n.Pod(node, "shop", "web", lab.PodOptions{Probe: 8080})
 	port := testnet.Echo(t, pod, 8080)
 	p := &probed{t: t, node: node, to: []netip.AddrPort{netip.AddrPortFrom(pod.IP(lab.IPv4), port), netip.AddrPortFrom(pod.IP(lab.IPv6), port)}}
 	other := startProber(t, node, "nobody")
@@ -160,6 +160,10 @@ func TestKubeletProbes(t *testing.T) {
 	p.wantKnown(1)
 	p.want("the kubelet", kubelet, true)
 	p.want("another process", other, false)
+	elsewhere := netip.AddrPortFrom(pod.IP(lab.IPv4), testnet.Echo(t, pod, 8090))
+	if got := kubelet.greet(elsewhere); got == "<hello>" {
+		t.Errorf("the kubelet is answered at a port that no probe names")
+	}
 	if got := bypassed(t, pod, "probe"); got != 2 {
 		t.Errorf("%v probes are counted, want 2", got)
 	}
