@@ -52,7 +52,7 @@ race: ## the tests that need no root, under the race detector
 cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
 
-e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (root; minutes, see cluster; E2E_CNI=ptp, E2E_PROXY=nftables)
+e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (root; minutes, see cluster; E2E_CNI=ptp, E2E_PROXY=nftables, E2E_DUAL=1)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 60m -v ./tests/e2e/...
 
 scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')

@@ -16,7 +16,7 @@ const (
 	// lookupIdle is how long an address stays of interest after its last connection.
 	lookupIdle = 5 * time.Minute
 	// portIdle is the same for a port that turned out to be nobody's, of which a pod may try very many.
-	portIdle = 30 * time.Second
+	portIdle = 2 * time.Minute
 )
 
 // lookup is an address that the agent was asked about.

@@ -36,7 +36,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return kubetest.Main(m, kube.Options{Name: cmp.Or(os.Getenv("E2E_NAME"), "e2e"), CNI: os.Getenv("E2E_CNI"), ProxyMode: os.Getenv("E2E_PROXY"),
+	return kubetest.Main(m, kube.Options{Name: cmp.Or(os.Getenv("E2E_NAME"), "e2e"), CNI: os.Getenv("E2E_CNI"), ProxyMode: os.Getenv("E2E_PROXY"), DualStack: os.Getenv("E2E_DUAL") != "",
 		Binds: []machine.Bind{{Host: dir, Inside: nodeBin}}})
 }
 

@@ -33,6 +33,7 @@ items:
 - {apiVersion: v1, kind: Service, metadata: {name: early}, spec: {publishNotReadyAddresses: true, selector: {only: unready}, ports: [{port: 80, targetPort: 7000}]}}
 - {apiVersion: v1, kind: Service, metadata: {name: late}, spec: {selector: {only: unready}, ports: [{port: 80, targetPort: 7000}]}}
 - {apiVersion: v1, kind: Service, metadata: {name: sticky}, spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}, {{template "spec"}} }}
+- {apiVersion: v1, kind: Service, metadata: {name: dual}, spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, {{template "spec"}} }}
 - {apiVersion: v1, kind: Service, metadata: {name: manual}, spec: {ports: [{name: x, port: 80}]}}
 - apiVersion: discovery.k8s.io/v1
   kind: EndpointSlice
@@ -77,7 +78,8 @@ func services(t *testing.T, cluster *kubetest.Cluster) {
 	c.WaitReady("meshed", "plain", "b1", "b2", "b3")
 	c.Kubectl("wait", "--for=condition=conduit.io/Enrolled", "pod", "meshed", "b1", "b2", "b3", "unready", "--timeout=60s")
 	nodeIP := func(i int) string {
-		return c.Kubectl("get", "node", c.Node(i).Name(), "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+		first, _, _ := strings.Cut(c.Kubectl("get", "node", c.Node(i).Name(), "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`), " ")
+		return first
 	}
 	var manifests bytes.Buffer
 	if err := serviceKinds.Execute(&manifests, map[string]string{"Namespace": c.Namespace, "Node2": nodeIP(2), "B2": c.PodIP("b2"), "B3": c.PodIP("b3")}); err != nil {
@@ -102,6 +104,7 @@ func services(t *testing.T, cluster *kubetest.Cluster) {
 		{"198.51.100.20:80", all, false, "balanced"}, {"198.51.100.21:80", "-", false, "balanced-others"}, {"balanced-others:80", all, false, "balanced-others"},
 		{"early:80", "unready", false, "early"}, {"late:80", "-", false, "late"}, {"sticky:80", all, true, "sticky"}, {"manual:80", "b2 b3", false, "manual"},
 	}
+	kinds = append(kinds, sixth(c)...)
 	c.Eventually("the Services of a pod that is not in the mesh", func() error { return arrive(c, "plain", kinds) })
 	// kube-proxy of the other node would choose among all here, too, but those on the client's own node answer it past the other node,
 	// which has rewritten their address: without the mesh these connections fail.
@@ -114,6 +117,23 @@ func services(t *testing.T, cluster *kubetest.Cluster) {
 		}
 	}
 	c.Kubectl("delete", "pod", "--all", "--wait", "--timeout=60s")
+}
+
+// sixth are the targets of a cluster that has IPv6, too.
+func sixth(c *kubetest.Cluster) []where {
+	_, address, two := strings.Cut(c.Kubectl("get", "service", "dual", "-o", "jsonpath={.spec.clusterIPs[*]}"), " ")
+	if !two {
+		return nil
+	}
+	var node2 string
+	for _, a := range strings.Fields(c.Kubectl("get", "node", c.Node(2).Name(), "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)) {
+		if strings.Contains(a, ":") {
+			node2 = a
+		}
+	}
+	port := c.Kubectl("get", "service", "dual", "-o", "jsonpath={.spec.ports[0].nodePort}")
+	const all = "b1 b2 b3"
+	return []where{{"dual:80", all, false, "dual"}, {"[" + address + "]:80", all, false, "dual"}, {"[" + node2 + "]:" + port, all, false, "dual"}}
 }
 
 // arrive is an error unless all connections of the client arrive where they should.
