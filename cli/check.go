@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"conduit.io/conduit/cli/cluster"
@@ -23,6 +24,7 @@ type checkOptions struct {
 	cluster cluster.Flags
 	pre     bool
 	node    bool
+	fix     bool
 	timeout time.Duration
 	format  format
 }
@@ -36,7 +38,11 @@ func newCheck(env Env) *cobra.Command {
 steer every pod of the mesh. With --pre, check whether it can be installed there. Where there is no kubeconfig, or with
 --node, check whether this machine can run a Conduit node: privileges, kernel, mounted file systems, and the programs themselves.
 
-Nothing is changed. Exit status 1 means that a check failed; warnings do not fail.`,
+With --fix, what can be mended without harm is mended, each thing by name, and looked at again: objects of the installation that somebody
+has removed, the namespace's label, a taint that is still on a node whose agent is ready, and conditions of pods on nodes that no agent is
+for. Nothing that works is restarted. The entry in a node's CNI configuration is repaired by its agent's pod itself.
+
+Without --fix nothing is changed. Exit status 1 means that a check failed; warnings do not fail.`,
 		Example: `  conduit check --pre && conduit install --apply --wait
   conduit check -o json
   sudo conduit check --node`,
@@ -45,6 +51,8 @@ Nothing is changed. Exit status 1 means that a check failed; warnings do not fai
 			switch {
 			case o.pre && o.node:
 				return usageError{errors.New("--pre is about a cluster, --node about this machine")}
+			case o.fix && (o.pre || o.node):
+				return usageError{errors.New("--fix mends an installation: not with --pre or --node")}
 			case o.timeout <= 0:
 				return usageError{fmt.Errorf("--timeout %s: want more than 0", o.timeout)}
 			}
@@ -57,6 +65,7 @@ Nothing is changed. Exit status 1 means that a check failed; warnings do not fai
 	}
 	cmd.Flags().BoolVar(&o.pre, "pre", false, "before an installation")
 	cmd.Flags().BoolVar(&o.node, "node", false, "this machine, and no cluster")
+	cmd.Flags().BoolVar(&o.fix, "fix", false, "mend what can be mended without harm")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 30*time.Second, "how long a cluster may take to answer everything")
 	o.cluster.Bind(cmd.Flags())
 	addFormat(cmd, &o.format)
@@ -74,10 +83,41 @@ func (o *checkOptions) look(ctx context.Context, env Env) (preflight.Report, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	if o.pre {
+	switch {
+	case o.pre:
 		return preflight.Before(ctx, c), nil
+	case o.fix:
+		return mend(ctx, c)
 	}
 	return preflight.Installed(ctx, c), nil
+}
+
+// againAfter is the pause before what was mended is looked at once more: pods take their time.
+const againAfter = time.Second
+
+// mend mends what the checks have found, and looks again until all is well, or ctx ends.
+func mend(ctx context.Context, c *cluster.Cluster) (preflight.Report, error) {
+	r := preflight.Installed(ctx, c)
+	var done []string
+	mended, err := r.Fix(ctx, c, func(what string) { done = append(done, what) })
+	for mended && err == nil {
+		if next := preflight.Installed(ctx, c); ctx.Err() == nil {
+			r = next
+		}
+		if r.Success || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(againAfter):
+		}
+	}
+	r.Fixed = done
+	if err != nil {
+		r.Success = false
+		return r, fmt.Errorf("mend (done before: %s): %w", strings.Join(done, ", "), err)
+	}
+	return r, nil
 }
 
 // haveKubeconfig reports whether kubectl would find a configuration.
@@ -115,6 +155,9 @@ func (o *checkOptions) tell(env Env, r preflight.Report) error {
 }
 
 func writeReport(w io.Writer, s output.Style, r preflight.Report) {
+	for _, what := range r.Fixed {
+		fmt.Fprintf(w, "%s fixed: %s\n", s.Good("√"), what)
+	}
 	for _, category := range r.Categories {
 		fmt.Fprintln(w, s.Bold(category.Name))
 		for _, c := range category.Checks {

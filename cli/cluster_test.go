@@ -147,16 +147,11 @@ func (s *stage) node(name string, taints ...corev1.Taint) {
 // pod makes a pod that runs, with the condition of the mesh if status is not empty.
 func (s *stage) pod(namespace, name string, status corev1.ConditionStatus, reason string) {
 	s.t.Helper()
-	pods := s.client.CoreV1().Pods(namespace)
-	p, err := pods.Create(s.t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
-	must(s.t, p, err)
-	p.Status.Phase = corev1.PodRunning
+	var conditions []corev1.PodCondition
 	if status != "" {
-		p.Status.Conditions = []corev1.PodCondition{{Type: kube.ConditionEnrolled, Status: status, Reason: reason, LastTransitionTime: metav1.Now()}}
+		conditions = []corev1.PodCondition{{Type: kube.ConditionEnrolled, Status: status, Reason: reason}}
 	}
-	_, err = pods.UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
-	must(s.t, p, err)
+	s.podOn("n1", namespace, name, nil, conditions...)
 }
 
 // One installation from its beginning to its end, on a real API server.
@@ -168,7 +163,7 @@ func TestCluster(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{{"before", s.before}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"mesh", s.mesh},
-		{"check", s.check}, {"uninstall", s.uninstall}} {
+		{"check", s.check}, {"fix", s.fix}, {"uninstall", s.uninstall}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t
 			s.t = t
@@ -317,7 +312,7 @@ func (s *stage) mesh(t *testing.T) {
 	ctx := t.Context()
 	ns, err := s.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
 	must(t, ns, err)
-	s.pod("shop", "web", "", "")
+	s.pod("shop", "web", corev1.ConditionFalse, "NoNetwork")
 	stop := s.play(func(ctx context.Context) { // the agent and the controller
 		patch := []byte(`{"status":{"conditions":[{"type":"` + kube.ConditionEnrolled + `","status":"True","reason":"Enrolled"}]}}`)
 		ns, err := s.client.CoreV1().Namespaces().Get(ctx, "shop", metav1.GetOptions{})
@@ -330,8 +325,8 @@ func (s *stage) mesh(t *testing.T) {
 	if !strings.Contains(errOut, "ns/shop: 1 of 1 pods enrolled") {
 		t.Errorf("%s", errOut)
 	}
-	s.pod("shop", "job", corev1.ConditionFalse, "NetworkNamespaceGone")
-	if _, errOut = s.conduit(ExitError, "mesh", "ns/shop", "--apply", "--wait"); !strings.Contains(errOut, "NetworkNamespaceGone") {
+	s.pod("shop", "job", corev1.ConditionFalse, "NetworkNotFound")
+	if _, errOut = s.conduit(ExitError, "mesh", "ns/shop", "--apply", "--wait"); !strings.Contains(errOut, "NetworkNotFound") {
 		t.Errorf("a pod that is refused: %s", errOut)
 	}
 	s.conduit(ExitOK, "unmesh", "pod/job", "-n", "shop", "--apply")
@@ -358,6 +353,21 @@ func (s *stage) check(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
+}
+
+// podOn makes a pod that runs on a node.
+func (s *stage) podOn(node, namespace, name string, labels map[string]string, conditions ...corev1.PodCondition) {
+	s.t.Helper()
+	pods := s.client.CoreV1().Pods(namespace)
+	p, err := pods.Create(s.t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+		Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+	must(s.t, p, err)
+	p.Status.Phase, p.Status.Conditions = corev1.PodRunning, conditions
+	for i := range p.Status.Conditions {
+		p.Status.Conditions[i].LastTransitionTime = metav1.Now()
+	}
+	_, err = pods.UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
+	must(s.t, p, err)
 }
 
 func (s *stage) uninstall(t *testing.T) {

@@ -155,8 +155,11 @@ func enrolled(p *corev1.Pod) (in bool, refused string) {
 		if c.Status == corev1.ConditionTrue {
 			return true, ""
 		}
-		if c.Reason == "Pending" || c.Reason == "Leaving" {
-			return c.Reason == "Leaving", ""
+		switch c.Reason {
+		case "Leaving":
+			return true, ""
+		case "Pending", "NoNetwork": // as long as the agent has not found it
+			return false, ""
 		}
 		return false, strings.TrimSpace(c.Reason + ": " + c.Message)
 	}

@@ -11,7 +11,6 @@ import (
 	"conduit.io/conduit/cli/output"
 	"conduit.io/conduit/deploy"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -122,31 +121,19 @@ func (c *Cluster) unwrite(ctx context.Context, nodes []string, say func(string))
 	if err != nil {
 		return explain("list pods", err)
 	}
-	patch := fmt.Appendf(nil, `{"status":{"conditions":[{"$patch":"delete","type":%q}]}}`, kube.ConditionEnrolled)
-	n := 0
-	for i := range pods.Items {
-		p := &pods.Items[i]
-		if !slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kube.ConditionEnrolled }) {
-			continue
-		}
-		_, err := c.Client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: FieldManager}, "status")
-		if err != nil && !apierrors.IsNotFound(err) {
-			return explain("take the condition off pod "+p.Namespace+"/"+p.Name, err)
-		}
-		n++
-	}
-	if n > 0 {
-		say(fmt.Sprintf("condition %s of %d pods %s", kube.ConditionEnrolled, n, Removed))
+	if err := c.DropConditions(ctx, pods.Items, say); err != nil {
+		return err
 	}
 	for _, name := range nodes {
-		if err := c.untaint(ctx, name, say); err != nil {
+		if err := c.Untaint(ctx, name, say); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Cluster) untaint(ctx context.Context, name string, say func(string)) error {
+// Untaint takes Conduit's taint off a node, if it has it, and says so.
+func (c *Cluster) Untaint(ctx context.Context, name string, say func(string)) error {
 	for {
 		n, err := c.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {

@@ -33,10 +33,11 @@ func Installed(ctx context.Context, c *cluster.Cluster) Report {
 		return report([]Category{api})
 	}
 	return report([]Category{api,
-		{"conduit-control-plane", []Check{definitions(c), controller(ctx, c), installedVersion(ctx, c)}},
+		{"conduit-control-plane", []Check{definitions(c), controller(ctx, c), installedVersion(ctx, c), complete(ctx, c), admitted(ctx, c)}},
 		{"conduit-identity", []Check{trustRoots(ctx, c), issuer(ctx, c)}},
-		{"conduit-agents", []Check{agents(ctx, c), wired(ctx, c)}},
-		{"conduit-pods", []Check{meshedPods(ctx, c)}},
+		{"conduit-agents", []Check{agents(ctx, c)}},
+		onNodes(ctx, c),
+		{"conduit-pods", []Check{meshedPods(ctx, c), leftOver(ctx, c)}},
 	})
 }
 
@@ -166,27 +167,6 @@ func agents(ctx context.Context, c *cluster.Cluster) Check {
 	return passed(d + " (" + n + ")")
 }
 
-// wired is about the taint that the controller takes off nodes whose agent works.
-func wired(ctx context.Context, c *cluster.Cluster) Check {
-	const d = "no node waits for its agent"
-	list, err := c.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return warned(d, err.Error(), "kubectl get nodes")
-	}
-	var waiting []string
-	for i := range list.Items {
-		for _, t := range list.Items[i].Spec.Taints {
-			if t.Key == kube.TaintNotReady {
-				waiting = append(waiting, list.Items[i].Name)
-			}
-		}
-	}
-	if len(waiting) > 0 {
-		return failed(d, "still tainted "+kube.TaintNotReady+": "+strings.Join(waiting, ", "), "kubectl -n "+deploy.Namespace+" logs daemonset/"+deploy.Agent+" -c agent")
-	}
-	return passed(d)
-}
-
 // meshedPods is about what the kernel is seen to do with the pods of namespaces that are in the mesh.
 func meshedPods(ctx context.Context, c *cluster.Cluster) Check {
 	const d = "every pod of the mesh is enrolled"
@@ -215,11 +195,7 @@ func meshedPods(ctx context.Context, c *cluster.Cluster) Check {
 	if len(bad) == 0 {
 		return passed(fmt.Sprintf("%s (%d)", d, all))
 	}
-	more := ""
-	if n := len(bad) - namedAtMost; n > 0 {
-		bad, more = bad[:namedAtMost], fmt.Sprintf(", and %d more", n)
-	}
-	return failed(d, strings.Join(bad, ", ")+more, next)
+	return failed(d, some(bad, ", "), next)
 }
 
 // outside is why a pod is not enrolled; empty: it is.

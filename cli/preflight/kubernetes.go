@@ -113,26 +113,28 @@ func nodes(ctx context.Context, c *cluster.Cluster) Category {
 	if len(list.Items) == 0 {
 		return Category{name, []Check{failed("there is a node that runs Linux", "there is none", "kubectl get nodes -L kubernetes.io/os")}}
 	}
-	var old, away []string
+	var away []string
 	for i := range list.Items {
-		n := &list.Items[i]
-		if oldKernel(n.Status.NodeInfo.KernelVersion) {
-			old = append(old, n.Name+" has "+n.Status.NodeInfo.KernelVersion)
-		}
-		if !nodeReady(n) {
-			away = append(away, n.Name)
+		if !nodeReady(&list.Items[i]) {
+			away = append(away, list.Items[i].Name)
 		}
 	}
-	kernel := fmt.Sprintf("all kernels are %d.%d or newer", minMajor, minMinor)
-	ready := "all nodes are ready"
-	checks := []Check{passed(kernel), passed(ready), clocks(ctx, c, list.Items)}
-	if len(old) > 0 {
-		checks[0] = failed(kernel, strings.Join(old, ", "), "upgrade these nodes, or leave them out with --set agent.nodeSelector")
-	}
+	const ready = "all nodes are ready"
+	checks := []Check{kernels(list.Items), passed(ready), clocks(ctx, c, list.Items)}
 	if len(away) > 0 {
-		checks[1] = warned(ready, "not ready: "+strings.Join(away, ", "), "kubectl describe node "+away[0])
+		checks[1] = warned(ready, "not ready: "+some(away, ", "), "kubectl describe node "+away[0])
 	}
 	return Category{name, checks}
+}
+
+func kernels(nodes []corev1.Node) Check {
+	d := fmt.Sprintf("all kernels are %d.%d or newer", minMajor, minMinor)
+	return ofEach(d, nodes, "upgrade these nodes, or leave them out with --set agent.nodeSelector", func(n *corev1.Node) string {
+		if release := n.Status.NodeInfo.KernelVersion; oldKernel(release) {
+			return release
+		}
+		return ""
+	})
 }
 
 func oldKernel(release string) bool {

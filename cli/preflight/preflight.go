@@ -1,13 +1,16 @@
 // Package preflight finds out whether a machine can run a Conduit node, whether Conduit can be installed on a cluster, and whether it
-// does its work there; and says what to do when not. It looks and changes nothing.
+// does its work there; and says what to do when not. It looks and changes nothing, but for Fix.
 package preflight
 
 import (
+	"context"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"conduit.io/conduit/cli/cluster"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +31,8 @@ type Check struct {
 	Result      Result `json:"result"`
 	Error       string `json:"error,omitempty"` // what is wrong
 	Hint        string `json:"hint,omitempty"`  // what to do
+
+	mend func(ctx context.Context, c *cluster.Cluster, say func(string)) error // nil: it is for people to mend
 }
 
 // Category groups checks about one thing.
@@ -39,6 +44,7 @@ type Category struct {
 // Report is the outcome of all checks, in the form that check -o json writes.
 type Report struct {
 	Success    bool       `json:"success"`
+	Fixed      []string   `json:"fixed,omitempty"` // what was done before, by check --fix
 	Categories []Category `json:"categories"`
 }
 

@@ -289,7 +289,9 @@ func (l *life) failsClosed() {
 	if said := l.Kubectl("get", "node", l.Node(2).Name(), "-o", "jsonpath={.spec.taints}"); said != "" {
 		l.t.Errorf("the node is tainted %s", said)
 	}
-	conduit(l.t, l.Cluster, "upgrade", "--apply", "--wait", "--timeout", "2m")
+	if said := conduit(l.t, l.Cluster, "check", "--fix", "--timeout", "2m"); !strings.Contains(said, "fixed: DaemonSet conduit-agent created") {
+		l.t.Error("check --fix does not say what it has mended")
+	}
 	l.WaitReady("late")
 	l.await("late", "True Enrolled =")
 	if err := l.Load("late", l.PodIP("client")+":9000", "--requests", "20"); err != nil {
