@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"conduit.io/conduit/agent/cnicache"
 	"conduit.io/conduit/agent/discovery"
@@ -161,8 +163,11 @@ func (m *Manager) proven(d *corev1.Pod, r *cnicache.Record) (*store.Attachment, 
 	if e := identify(req); e != nil {
 		return nil, errors.New(e.Message)
 	}
-	if r.Netns == "" {
+	switch {
+	case r.Netns == "":
 		return nil, errors.New("it does not say which network namespace")
+	case strings.HasPrefix(filepath.Clean(r.Netns), "/proc/"): // ADD is about processes that are there
+		return nil, errors.New(r.Netns + " is that of a process, which may be another one by now")
 	}
 	a, e := m.attachment(req)
 	if e != nil {

@@ -21,6 +21,7 @@ import (
 	"conduit.io/conduit/api/podapi"
 	"conduit.io/conduit/loader"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -51,6 +52,32 @@ func (s *spaces) add(name string, addrs ...string) string {
 		s.ip("-n " + ns + " addr add " + a + " dev eth0")
 	}
 	return s.path(name)
+}
+
+// own is a path of the namespace that this process is in.
+func (s *spaces) own() string {
+	s.t.Helper()
+	path := filepath.Join(s.t.TempDir(), "own")
+	f, err := os.Create(path)
+	if err == nil {
+		err = errors.Join(f.Close(), unix.Mount("/proc/self/ns/net", path, "", unix.MS_BIND, ""))
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { unix.Unmount(path, 0) })
+	return path
+}
+
+// process is the path of a namespace by a process that is in it.
+func (s *spaces) process(name string) string {
+	s.t.Helper()
+	cmd := exec.Command("ip", "netns", "exec", s.prefix+name, "sleep", "600")
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
 }
 
 func (s *spaces) ip(args string) {
@@ -156,7 +183,9 @@ func TestTakeUp(t *testing.T) {
 		{"of a namespace of the same name", func(n *lone) { n.pod("web", "u1", "10.7.0.2") },
 			[]cnicache.Record{func() cnicache.Record { r := record("web", "", "c0", web, "10.7.0.2"); r.Namespace = "other"; return r }()}, nil, map[string]string{"web": "NetworkNotFound"}},
 		{"the node's own namespace", func(n *lone) { n.pod("web", "u1", "10.7.0.2") },
-			[]cnicache.Record{record("web", "u1", "c1", "/proc/1/ns/net", "10.7.0.2")}, nil, map[string]string{"web": "NetworkNotFound"}},
+			[]cnicache.Record{record("web", "u1", "c1", s.own(), "10.7.0.2")}, nil, map[string]string{"web": "NetworkNotFound"}},
+		{"the namespace of a process", func(n *lone) { n.pod("web", "u1", "10.7.0.2") },
+			[]cnicache.Record{record("web", "u1", "c1", "/run/../"+s.process("web"), "10.7.0.2")}, nil, map[string]string{"web": "NetworkNotFound"}},
 		{"gone", func(n *lone) { n.pod("web", "u1", "10.7.0.2") },
 			[]cnicache.Record{record("web", "u1", "c1", s.path("none"), "10.7.0.2")}, nil, map[string]string{"web": "NetworkNotFound"}},
 		{"the path leads to another namespace by now", func(n *lone) { n.pod("web", "u1", "10.7.0.2") },
