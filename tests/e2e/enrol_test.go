@@ -3,10 +3,12 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"conduit.io/conduit/tests/cluster/kubetest"
+	"conduit.io/conduit/tests/cluster/machine"
 )
 
 // life is an installation, and pods that ran before it.
@@ -39,6 +41,7 @@ func TestEnrol(t *testing.T) {
 		{"jobs and init containers", (*life).jobs},
 		{"no agent, no pod", (*life).failsClosed},
 		{"the bypass is over", (*life).recovered},
+		{"a node starts anew", (*life).reboot},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := l.t
@@ -197,14 +200,28 @@ func (l *life) netns(node int, pod string) string {
 	return ""
 }
 
-type known struct{ Namespace, Name, Netns string }
+// known is what an agent says of a pod.
+type known struct {
+	Namespace, Name, Netns string
+	Addrs                  []string
+	Enrolled               bool
+}
 
-func (l *life) known(node int) (pods []known) {
+func (l *life) known(node int) []known {
 	l.t.Helper()
-	if err := json.Unmarshal([]byte(l.Run(node, "curl", "-sSf", "http://127.0.0.1:4191/debug/pods")), &pods); err != nil {
+	pods, err := l.tryKnown(node)
+	if err != nil {
 		l.t.Fatal(err)
 	}
 	return pods
+}
+
+func (l *life) tryKnown(node int) (pods []known, err error) {
+	said, err := l.Node(node).Run(l.Context(), "curl", "-sSf", "http://127.0.0.1:4191/debug/pods")
+	if err == nil {
+		err = json.Unmarshal([]byte(said), &pods)
+	}
+	return pods, err
 }
 
 func (l *life) refused() {
@@ -297,4 +314,37 @@ func (l *life) failsClosed() {
 	if err := l.Load("late", l.PodIP("client")+":9000", "--requests", "20"); err != nil {
 		l.t.Errorf("a pod that had to wait: %v", err)
 	}
+}
+
+// reboot takes from a node what a start of the machine takes: processes, network namespaces, kernel programs, and everything below /run.
+// What is left is what was on its disk, the plugin's entry among it: pods wait for the agent, and are in the mesh again.
+func (l *life) reboot() {
+	node := l.Node(2)
+	was := l.PodIP("server")
+	ok := func(err error) {
+		l.t.Helper()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+	}
+	ok(node.StopDaemon("kubelet"))
+	l.Run(2, "sh", "-c", "ctr -n k8s.io tasks ls -q | xargs -r -n1 ctr -n k8s.io tasks kill -s SIGKILL")
+	ok(node.StopDaemon("containerd"))
+	l.Run(2, "sh", "-c", "for n in /run/netns/*; do umount $n; rm $n; done; rm -r /run/conduit /sys/fs/bpf/conduit")
+	ok(node.StartDaemon(machine.Daemon{Name: "containerd"}))
+	ok(node.StartDaemon(machine.Daemon{Name: "kubelet"}))
+	l.Eventually("the server has a new network, and is in the mesh", func() error {
+		pods, err := l.tryKnown(2)
+		for _, p := range pods {
+			if p.Name == "server" && p.Enrolled && !slices.Contains(p.Addrs, was) {
+				return nil
+			}
+		}
+		return fmt.Errorf("not yet: %+v, %v", pods, err)
+	})
+	l.Eventually("the server answers again", func() error {
+		return l.Load("client", l.PodIP("server")+":9000", "--requests", "20", "--timeout", "2s")
+	})
+	l.await("server", "True Enrolled =")
+	conduit(l.t, l.Cluster, "check", "--timeout", "60s")
 }
