@@ -47,8 +47,8 @@ type Watcher struct {
 
 	cookie uint64
 	own    loader.Acceptor
-	asked  []uint64 // cookies of the listeners that were looked at
-	said   string   // the fault that was logged last
+	asked  []listener // that were looked at
+	said   string     // the fault that was logged last
 	known  atomic.Bool
 }
 
@@ -114,11 +114,7 @@ func (w *Watcher) look(ctx context.Context) error {
 		w.asked = nil
 		return errNone
 	}
-	var cookies []uint64
-	for _, l := range found {
-		cookies = append(cookies, l.cookie)
-	}
-	if slices.Equal(cookies, w.asked) {
+	if slices.Equal(found, w.asked) {
 		return nil
 	}
 	p, err := w.owner(ctx, found)
@@ -136,7 +132,7 @@ func (w *Watcher) look(ctx context.Context) error {
 		}
 		w.log.Info("kubelet found; its probes reach enrolled pods", "port", w.port, "pid", p.Tgid, "replaced", ok)
 	}
-	w.asked = cookies
+	w.asked = found
 	return nil
 }
 

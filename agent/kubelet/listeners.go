@@ -1,21 +1,23 @@
 package kubelet
 
 import (
-	"bytes"
-	"cmp"
+	"bufio"
 	"encoding/binary"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/netip"
-	"slices"
-
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
+	"os"
+	"strconv"
+	"strings"
 )
 
 // listener is a listening TCP socket of the node.
 type listener struct {
-	addr   netip.AddrPort
-	cookie uint64 // the socket's; never used again
+	addr  netip.AddrPort
+	inode uint64 // the socket's; the kernel counts them up
 }
 
 // dial is an address at which the listener is reached from the node itself.
@@ -30,70 +32,76 @@ func (l listener) dial() netip.AddrPort {
 	}
 }
 
-// tcpListen is TCP_LISTEN of linux/tcp_states.h.
-const tcpListen = 10
-
-// socketID is struct inet_diag_sockid, ports and addresses in network order.
-type socketID struct {
-	SourcePort, DestPort [2]byte
-	Source, Dest         [16]byte
-	Interface            uint32
-	Cookie               [2]uint32
-}
-
-// diagRequest is struct inet_diag_req_v2.
-type diagRequest struct {
-	Family, Protocol, Extensions, Pad uint8
-	States                            uint32
-	ID                                socketID
-}
-
-// Len and Serialize make it a netlink request.
-func (r *diagRequest) Len() int { return binary.Size(r) }
-
-// Serialize implements nl.NetlinkRequestData.
-func (r *diagRequest) Serialize() []byte {
-	var b bytes.Buffer
-	_ = binary.Write(&b, binary.NativeEndian, r) // of fixed size, into memory
-	return b.Bytes()
-}
-
-// diagMessage is the beginning of struct inet_diag_msg.
-type diagMessage struct {
-	Family, State, Timer, Retransmits uint8
-	ID                                socketID
-}
-
-// listeners are the sockets that listen on a port, in this network namespace. The kernel looks only at sockets that listen.
+// listeners are the sockets that listen on a port, in this network namespace. (The kernel's sock_diag, which would tell the
+// same, is a module that not every node has.)
 func listeners(port uint16) ([]listener, error) {
 	var all []listener
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		q := &diagRequest{Family: family, Protocol: unix.IPPROTO_TCP, States: 1 << tcpListen}
-		binary.BigEndian.PutUint16(q.ID.SourcePort[:], port)
-		req.AddData(q)
-		answers, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
+	for _, file := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		f, err := os.Open(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a node without the family
+		}
+		if err == nil {
+			var found []listener
+			found, err = readListeners(f, port)
+			all = append(all, found...)
+			f.Close()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list listening sockets: %w", err)
 		}
-		for _, raw := range answers {
-			var m diagMessage
-			if _, err := binary.Decode(raw, binary.NativeEndian, &m); err != nil {
-				return nil, fmt.Errorf("list listening sockets: %w", err)
-			}
-			if m.State == tcpListen && binary.BigEndian.Uint16(m.ID.SourcePort[:]) == port {
-				all = append(all, m.listener(port))
-			}
-		}
 	}
-	slices.SortFunc(all, func(a, b listener) int { return cmp.Compare(a.cookie, b.cookie) })
 	return all, nil
 }
 
-func (m *diagMessage) listener(port uint16) listener {
-	addr := netip.AddrFrom16(m.ID.Source)
-	if m.Family == unix.AF_INET {
-		addr = netip.AddrFrom4([4]byte(m.ID.Source[:4]))
+// readListeners reads the beginning of a file of proc_net_tcp: the sockets that listen come first, so that those of a busy
+// node's connections are not read.
+func readListeners(r io.Reader, port uint16) ([]listener, error) {
+	const address, state, inode, listens = 1, 3, 9, "0A" // columns; TCP_LISTEN
+	var all []listener
+	lines := bufio.NewScanner(r)
+	lines.Scan() // the head
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) <= inode {
+			return nil, fmt.Errorf("line %q", lines.Text())
+		}
+		if f[state] != listens {
+			break
+		}
+		addr, err := parseAddress(f[address])
+		if err != nil {
+			return nil, err
+		}
+		if addr.Port() != port {
+			continue
+		}
+		n, err := strconv.ParseUint(f[inode], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, listener{addr, n})
 	}
-	return listener{netip.AddrPortFrom(addr, port), uint64(m.ID.Cookie[1])<<32 | uint64(m.ID.Cookie[0])}
+	return all, lines.Err()
+}
+
+// parseAddress reads ADDRESS:PORT in hexadecimal; the address is of 32-bit words, each in the computer's order.
+func parseAddress(s string) (netip.AddrPort, error) {
+	words, port, _ := strings.Cut(s, ":")
+	raw, err := hex.DecodeString(words)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	n, err := strconv.ParseUint(port, 16, 16)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	for i := 0; i+4 <= len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	addr, ok := netip.AddrFromSlice(raw)
+	if !ok {
+		return netip.AddrPort{}, fmt.Errorf("address %q", s)
+	}
+	return netip.AddrPortFrom(addr, uint16(n)), nil
 }

@@ -26,8 +26,9 @@ type suite struct {
 var suites = []suite{
 	{name: "loader", pkg: "./loader"},
 	{name: "podnet", pkg: "./agent/podnet"},
+	{name: "kubelet", pkg: "./agent/kubelet"},
 	{name: "mesh", pkg: "./tests/netns", mesh: true, tests: "^(TestAgentStates|TestChain|TestChainVersions|TestDeath|" +
-		"TestEnrolWhileTalking|TestGC|TestModeChangesApply|TestNoPlaintextBetweenNodes|TestNotEnrolled|TestNothingEscapes|" +
+		"TestEnrolWhileTalking|TestGC|TestKubeletProbes|TestModeChangesApply|TestNoPlaintextBetweenNodes|TestNotEnrolled|TestNothingEscapes|" +
 		"TestRepair|TestUninstall|TestUninstallStates|TestUnknownPod|TestWireEncrypted)$", skip: "TestDeath/proxies_killed_again"},
 }
 
