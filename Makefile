@@ -13,7 +13,7 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := build
 .PHONY: help build plugins images demo test vet lint unit race cluster e2e scale kernels conformance soak fuzz generate api-baseline clean
-.PHONY: bench bench-memory bench-node bench-regression bench-tools bench-caddy
+.PHONY: bench bench-memory bench-node bench-add bench-regression bench-tools bench-caddy
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-memory: build bench-tools ## Conduit's memory against its ceilings (two mi
 
 bench-node: ## memory of the agent and the proxy of a node with 110 enrolled pods (root; a real cluster, several minutes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 30m -run '^$$' -bench IdlePods -benchtime 1x ./tests/e2e
+
+bench-add: ## what Conduit adds to the making of a pod, over 200 pods (root; a real cluster, several minutes)
+	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 30m -run '^$$' -bench Add -benchtime 1x ./tests/e2e
 
 bench-regression: build bench-tools ## CPU against the previous commit, paired; fails when it is more than 10 % higher (a few minutes)
 	$(BIN)/bench/bench --against $(or $(AGAINST),HEAD~1) --sample 500ms $(BENCH_FLAGS)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"conduit.io/conduit/api/kube"
@@ -102,7 +103,7 @@ func (c *Cluster) AwaitMesh(ctx context.Context, t Target, meshed bool, say func
 		if err != nil {
 			return "", false, err
 		}
-		done, all := 0, 0
+		done, all, leaving := 0, 0, 0
 		for i := range list {
 			p := &list[i]
 			if p.Spec.HostNetwork || p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil || t.Pod == "" && p.Labels[kube.LabelMesh] != "" {
@@ -110,6 +111,9 @@ func (c *Cluster) AwaitMesh(ctx context.Context, t Target, meshed bool, say func
 			}
 			all++
 			in, refused := enrolled(p)
+			if isLeaving(p) {
+				leaving++
+			}
 			if meshed && refused != "" {
 				return "", false, &output.Problem{What: "pod " + p.Namespace + "/" + p.Name + " is not enrolled", Cause: refused,
 					Next: "kubectl -n " + p.Namespace + " describe pod " + p.Name}
@@ -123,6 +127,9 @@ func (c *Cluster) AwaitMesh(ctx context.Context, t Target, meshed bool, say func
 			verb = "out of the mesh"
 		}
 		state = fmt.Sprintf("%s: %d of %d pods %s", t, done, all, verb)
+		if leaving > 0 {
+			state += fmt.Sprintf("; %d have connections that go on until they end", leaving)
+		}
 		return state, done == all, nil
 	})
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -146,6 +153,15 @@ func (c *Cluster) pods(ctx context.Context, t Target) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
+// reasonLeaving is the condition's of a pod that is not in the mesh any more, and has connections that are.
+const reasonLeaving = "Leaving"
+
+func isLeaving(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == kube.ConditionEnrolled && c.Reason == reasonLeaving
+	})
+}
+
 // enrolled is what the pod's condition says: whether it is enrolled, and why it is refused.
 func enrolled(p *corev1.Pod) (in bool, refused string) {
 	for _, c := range p.Status.Conditions {
@@ -156,9 +172,8 @@ func enrolled(p *corev1.Pod) (in bool, refused string) {
 			return true, ""
 		}
 		switch c.Reason {
-		case "Leaving":
-			return true, ""
-		case "Pending", "NoNetwork": // as long as the agent has not found it
+		case reasonLeaving, // nothing new of it is steered
+			"Pending", "NoNetwork": // as long as the agent has not found it
 			return false, ""
 		}
 		return false, strings.TrimSpace(c.Reason + ": " + c.Message)

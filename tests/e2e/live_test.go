@@ -26,6 +26,8 @@ func TestLive(t *testing.T) {
 		name string
 		run  func(*world)
 	}{
+		{"addresses on the wire", (*world).podAddresses},
+		{"unmesh and mesh", (*world).unmesh},
 		{"agents and proxies replaced, STRICT", (*world).replaceStrict},
 		{"restarts", (*world).restarts},
 		{"upgrade", (*world).upgrade},
@@ -84,18 +86,20 @@ func (w *world) during(t *testing.T, step func(*world)) {
 	control, hadBeside := w.beside.failures()
 	outer := w.t
 	w.t = t
-	defer func() { w.t = outer }()
+	defer func() {
+		w.t = outer
+		after, has := w.load.failures()
+		controlled, hasBeside := w.beside.failures()
+		if n := controlled - control; n > 0 {
+			t.Logf("beside the mesh %d failed:\n%s", n, strings.Join(newOf(hadBeside, hasBeside), "\n"))
+		}
+		if n := after - before; n > 0 {
+			t.Errorf("in the mesh %d failed:\n%s", n, strings.Join(newOf(had, has), "\n"))
+		}
+	}()
 	step(w)
 	w.load.goOn("after it")
 	w.beside.goOn("after it")
-	after, has := w.load.failures()
-	controlled, hasBeside := w.beside.failures()
-	if n := controlled - control; n > 0 {
-		t.Logf("beside the mesh %d failed:\n%s", n, strings.Join(newOf(hadBeside, hasBeside), "\n"))
-	}
-	if n := after - before; n > 0 {
-		t.Errorf("in the mesh %d failed:\n%s", n, strings.Join(newOf(had, has), "\n"))
-	}
 }
 
 // newOf is what is in after and not in before.
