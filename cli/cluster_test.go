@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/api/kube"
+	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/cli/preflight"
 	"conduit.io/conduit/deploy"
 	"conduit.io/conduit/tests/apiserver"
@@ -372,16 +373,22 @@ func (s *stage) podOn(node, namespace, name string, labels map[string]string, co
 
 func (s *stage) uninstall(t *testing.T) {
 	stop := s.play(s.sweep(corev1.PodFailed))
-	_, errOut := s.conduit(ExitError, "uninstall", "--apply")
+	_, errOut := s.conduit(ExitError, "uninstall", "--apply", "--drain", "500ms")
 	stop()
 	if !strings.Contains(errOut, "is not clean") {
 		t.Errorf("a node that cannot be cleaned: %s", errOut)
 	}
+	if !strings.Contains(errOut, "have not ended, and are cut") || s.enrolment(t) != "None" {
+		t.Errorf("pods are not taken out of the mesh first: enrolment %q\n%s", s.enrolment(t), errOut)
+	}
 	if _, err := s.client.AppsV1().Deployments(deploy.Namespace).Get(t.Context(), deploy.Controller, metav1.GetOptions{}); err != nil {
 		t.Errorf("the rest was removed although a node is not clean: %v", err)
 	}
+	if s.conduit(ExitOK, "upgrade", "--apply"); s.enrolment(t) != "Labelled" {
+		t.Errorf("an uninstall was given up, and pods stay out of the mesh: enrolment %q", s.enrolment(t))
+	}
 	defer s.play(s.sweep(corev1.PodSucceeded))()
-	_, errOut = s.conduit(ExitOK, "uninstall", "--apply", "--timeout", "2m")
+	_, errOut = s.conduit(ExitOK, "uninstall", "--apply", "--timeout", "2m", "--drain", "0s")
 	for _, want := range []string{"taint conduit.io/agent-not-ready of node n1 removed", "condition conduit.io/Enrolled of", "verified: 2 nodes clean, 0 objects left"} {
 		if !strings.Contains(errOut, want) {
 			t.Errorf("no %q in\n%s", want, errOut)
@@ -398,4 +405,18 @@ func (s *stage) uninstall(t *testing.T) {
 	if slices.ContainsFunc(must(t, web, err).Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kube.ConditionEnrolled }) {
 		t.Error("a pod keeps its condition")
 	}
+}
+
+// enrolment is what the MeshPolicy says of who is in the mesh.
+func (s *stage) enrolment(t *testing.T) string {
+	t.Helper()
+	data, err := s.client.RESTClient().Get().AbsPath("/apis/conduit.io/v1alpha1/meshpolicies/default").DoRaw(t.Context())
+	var p v1alpha1.MeshPolicy
+	if err == nil {
+		err = json.Unmarshal(data, &p)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return p.Spec.Enrolment
 }

@@ -264,6 +264,9 @@ func (o *installOptions) roll(ctx context.Context, c *cluster.Cluster, objects [
 		}
 		say(cluster.Name(obj) + " " + string(outcome))
 	}
+	if err := c.Restore(ctx); err != nil {
+		return err
+	}
 	if !o.wait {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"conduit.io/conduit/cli/cluster"
 	"conduit.io/conduit/deploy"
@@ -15,6 +16,7 @@ import (
 
 func newUninstall(env Env) *cobra.Command {
 	var o applyOptions
+	var drain time.Duration
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove Conduit from a cluster and its nodes, and prove it",
@@ -23,7 +25,8 @@ removed: the agents; then, by a pod on each node, the CNI plugin and all program
 proving that none is left; then the controller, the conditions that it has written, the definitions, and the namespace with the
 issuer's key in it. The command ends when nothing is left, and fails when something is.
 
-Connections of meshed pods are cut. The labels of namespaces and pods are yours, and stay.`,
+First all pods leave the mesh, by the MeshPolicy: new connections go directly, those of HTTP are led out of the mesh, and others have as
+long as --drain says; then they are cut, and it is said of how many pods. The labels of namespaces and pods are yours, and stay.`,
 		Example: `  conduit uninstall --apply
   conduit uninstall | kubectl delete --ignore-not-found -f -`,
 		Args: cobra.NoArgs,
@@ -36,10 +39,14 @@ Connections of meshed pods are cut. The labels of namespaces and pods are yours,
 				return printRemoval(env)
 			}
 			return o.act(cmd.Context(), env, func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
+				if err := c.Dissolve(ctx, drain, say); err != nil {
+					return err
+				}
 				return c.Uninstall(ctx, say)
 			})
 		},
 	}
+	cmd.Flags().DurationVar(&drain, "drain", 30*time.Second, "with --apply: how long connections of the mesh may take to end; 0: they are cut")
 	o.bind(cmd, "")
 	return cmd
 }

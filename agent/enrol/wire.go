@@ -11,6 +11,7 @@ import (
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/api/kernel"
 	"conduit.io/conduit/api/node"
+	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/loader"
 	"conduit.io/conduit/mesh"
 )
@@ -193,8 +194,14 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	if m.link == nil || !p.held {
 		return nil // Attach sees to it
 	}
-	_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: p.cookie, Drain: true}})
+	_, err := m.link.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: p.cookie, Drain: true, Usher: m.dissolved()}})
 	return err
+}
+
+// dissolved reports whether there is to be no mesh any more: then connections are led out of it, not only let go on.
+func (m *Manager) dissolved() bool {
+	o, _ := m.cfg.Objects.Objects()
+	return o.Policy != nil && o.Policy.Spec.Enrolment == v1alpha1.EnrolmentNone
 }
 
 // left removes what an un-enrolled pod's connections needed.

@@ -72,6 +72,7 @@ func (d *decoder) check(o *object, m *metav1.ObjectMeta, path string) {
 		}
 		d.word(join(join(spec, "mtls"), "mode"), body.Spec.MTLS.Mode, string(mesh.Permissive), string(mesh.Strict))
 		d.word(join(spec, "agentDown"), body.Spec.AgentDown, string(mesh.DownClosed), string(mesh.DownOpen))
+		d.word(join(spec, "enrolment"), body.Spec.Enrolment, v1alpha1.EnrolmentLabelled, v1alpha1.EnrolmentNone)
 	}
 }
 

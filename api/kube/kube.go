@@ -58,7 +58,7 @@ func Settle(pod, namespace Said, policy *v1alpha1.MeshPolicySpec) Settings {
 		defaults = *policy
 	}
 	s := Settings{
-		Meshed: first(pod.Mesh, namespace.Mesh) == Enabled,
+		Meshed: first(pod.Mesh, namespace.Mesh) == Enabled && defaults.Enrolment != v1alpha1.EnrolmentNone,
 		Mode:   mesh.Mode(first(pod.Mode, namespace.Mode, defaults.MTLS.Mode, string(mesh.Permissive))),
 		Down:   mesh.Down(first(pod.Down, namespace.Down, defaults.AgentDown)),
 	}

@@ -100,10 +100,12 @@ type Pod struct {
 }
 
 // Remove takes a pod away. With Drain its listeners close and its connections go on until they end by themselves
-// (then Drained is sent); without, everything of it closes at once.
+// (then Drained is sent); without, everything of it closes at once. With Usher, too, clients are asked to end them and come again,
+// where their protocol has words for that.
 type Remove struct {
 	Cookie uint64 `json:"cookie"`
 	Drain  bool   `json:"drain,omitempty"`
+	Usher  bool   `json:"usher,omitempty"`
 }
 
 // StatsRequest asks for the proxy's metrics.

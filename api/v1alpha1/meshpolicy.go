@@ -27,7 +27,14 @@ type MeshPolicy struct {
 type MeshPolicySpec struct {
 	MTLS      MTLS   `json:"mtls"`
 	AgentDown string `json:"agentDown"` // Closed or Open; empty: Closed when STRICT, Open when PERMISSIVE
+	Enrolment string `json:"enrolment"` // EnrolmentLabelled (default) or EnrolmentNone
 }
+
+// Who is in the mesh.
+const (
+	EnrolmentLabelled = "Labelled" // what labels say
+	EnrolmentNone     = "None"     // nobody, whatever labels say; connections are asked to end, as their protocols allow
+)
 
 // MTLS says what inbound connections must be.
 type MTLS struct {

@@ -224,6 +224,9 @@ func (n *Node) Remove(m *api.Remove) {
 		n.remove(p)
 		return
 	}
+	if m.Usher {
+		defer n.each(func(sh *shard) { sh.usher(sh.shares[p]) })
+	}
 	if p.draining.Swap(true) {
 		return
 	}
@@ -323,7 +326,13 @@ func (n *Node) Busy() bool {
 
 // Usher has clients end their connections as their protocols allow, and come again: by now to another proxy, which is told what is
 // so, as this one is not. Nothing fails, and what they do not end goes on.
-func (n *Node) Usher() { n.each(func(sh *shard) { sh.usher() }) }
+func (n *Node) Usher() {
+	n.each(func(sh *shard) {
+		for _, s := range sh.shares {
+			sh.usher(s)
+		}
+	})
+}
 
 // Shutdown stops accepting, lets connections end for at most grace, and then returns. Connections that are left end
 // with the process.

@@ -286,19 +286,20 @@ func (sh *shard) leave() {
 	sh.leaving = true
 	for _, s := range sh.shares {
 		s.stop()
+		sh.usher(s)
 	}
-	sh.usher()
 }
 
-// usher drains all connections.
-func (sh *shard) usher() {
-	for _, s := range sh.shares {
-		s.each(func(d *down) {
-			if d.drain != nil {
-				d.drain()
-			}
-		})
+// usher drains the connections of a pod; s may be nil.
+func (sh *shard) usher(s *share) {
+	if s == nil {
+		return
 	}
+	s.each(func(d *down) {
+		if d.drain != nil {
+			d.drain()
+		}
+	})
 }
 
 // sweep closes what was idle, and forgets what is empty.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
 	"strings"
@@ -14,6 +15,16 @@ func (w *world) unmesh() {
 	conduit(w.t, w.meshed, "mesh", ns, "--apply", "--wait", "--timeout", "60s")
 	w.load.goOn("in the mesh again")
 	w.green()
+}
+
+// uninstall takes everything away; requests go on without it.
+func (w *world) uninstall() {
+	said := conduit(w.t, w.meshed, "uninstall", "--apply", "--timeout", "150s")
+	for _, want := range []string{"no pod has a connection in the mesh any more", fmt.Sprintf("verified: %d nodes clean, 0 objects left", w.meshed.Nodes())} {
+		if !strings.Contains(said, want) {
+			w.t.Errorf("uninstall does not say %q", want)
+		}
+	}
 }
 
 // packet is a line of tcpdump.

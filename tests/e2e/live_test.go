@@ -33,6 +33,7 @@ func TestLive(t *testing.T) {
 		{"upgrade", (*world).upgrade},
 		{"rollout, PERMISSIVE", (*world).rollout},
 		{"rollout, STRICT", (*world).rolloutStrict},
+		{"uninstall", (*world).uninstall},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { w.during(t, step.run) }) {
 			t.FailNow()

@@ -27,8 +27,10 @@ func daemon(name string, of func(*world) []*machine.Machine, red ...string) outa
 		}
 	}
 	return outage{what: name, red: red,
-		end:   func(w *world) { each(w, func(m *machine.Machine) error { return m.StopDaemon(name) }) },
-		again: func(w *world) { each(w, func(m *machine.Machine) error { return m.StartDaemon(machine.Daemon{Name: name}) }) }}
+		end: func(w *world) { each(w, func(m *machine.Machine) error { return m.StopDaemon(name) }) },
+		again: func(w *world) {
+			each(w, func(m *machine.Machine) error { return m.StartDaemon(machine.Daemon{Name: name}) })
+		}}
 }
 
 func controlPlane(w *world) []*machine.Machine { return w.meshed.Machines()[:1] }

@@ -49,7 +49,7 @@ func servers(replicas int) string {
 	pod := object{
 		"terminationGracePeriodSeconds": 20,
 		"containers": []object{{"name": "web", "image": kubetest.LoadImage, "imagePullPolicy": "Never",
-			"args":           []string{"backend", "--address", fmt.Sprintf("0.0.0.0:%d", kubetest.LoadPort), "--grace", "2s"},
+			"args":           []string{"backend", "--address", fmt.Sprintf("0.0.0.0:%d,0.0.0.0:%d", kubetest.LoadPort, kubetest.LoadPort+1), "--grace", "2s"},
 			"lifecycle":      object{"preStop": object{"sleep": object{"seconds": 3}}},
 			"readinessProbe": probe}},
 	}
@@ -58,7 +58,7 @@ func servers(replicas int) string {
 			"selector": object{"matchLabels": labels}, "template": object{"metadata": object{"labels": labels}, "spec": pod}}},
 		object{"apiVersion": "v1", "kind": "Service", "metadata": object{"name": "web"}, "spec": object{"selector": labels, "ports": []object{
 			{"name": "web", "port": portDetected, "targetPort": kubetest.LoadPort},
-			{"name": "tcp-web", "port": portOpaque, "targetPort": kubetest.LoadPort, "appProtocol": "tcp"}}}})
+			{"name": "tcp-web", "port": portOpaque, "targetPort": kubetest.LoadPort + 1, "appProtocol": "tcp"}}}})
 }
 
 func list(items ...object) string {
