@@ -55,13 +55,10 @@ func memory(b *testing.B, c *kubetest.Cluster, node int, program string) (rss, a
 	for _, pid := range pids {
 		for line := range strings.Lines(c.Run(node, "cat", "/proc/"+pid+"/status")) {
 			var kb float64
-			switch n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kb); {
-			case n == 1:
+			if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kb); n == 1 {
 				rss += kb / 1000
-			default:
-				if n, _ := fmt.Sscanf(line, "RssAnon: %f kB", &kb); n == 1 {
-					anon += kb / 1000
-				}
+			} else if n, _ := fmt.Sscanf(line, "RssAnon: %f kB", &kb); n == 1 {
+				anon += kb / 1000
 			}
 		}
 	}
