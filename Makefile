@@ -58,7 +58,7 @@ e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (r
 scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller
 	$(GO) build -o $(BIN)/scale ./tests/scale
-	$(BIN)/scale --controller $(BIN)/conduit-controller --docs docs/scale.md $(SCALE_FLAGS)
+	$(BIN)/scale --controller $(BIN)/conduit-controller --out docs/scale.json --docs docs/scale.md $(SCALE_FLAGS)
 
 kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; needs qemu-system-x86)
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)

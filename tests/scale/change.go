@@ -142,7 +142,7 @@ func (r *run) herd(ctx context.Context) error {
 	}
 	before.controller = 0
 	h.Served, h.CPU, h.Peak, h.Deferred = spreadOf(took), takenOf(after.minus(before)), u.peak, int(text["conduit_discovery_deferred_total"])
-	h.Change, h.Lost = c.Agents, c.Lost
+	h.Watch, h.Change, h.Lost = c.Watch, c.Agents, c.Lost
 	if err := pause(ctx, r.rest); err != nil { // the leader has heard all reports by then
 		return err
 	}

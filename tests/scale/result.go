@@ -95,6 +95,7 @@ type herd struct {
 	Peak         int64
 	Deferred     int
 	Writes       int    // of conditions: none is new
+	Watch        spread // ms until a plain watch heard of changes of endpoints meanwhile
 	Change       spread // of endpoints meanwhile, at agents that were served, ms
 	Lost         int
 }
