@@ -81,6 +81,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the server's proxy has seen %v responses with mTLS, want 200 and more", n)
 	}
 	conduit(t, c, "check")
+	t.Run("reach", func(t *testing.T) { reach(t, nodes) })
 	t.Run("services", func(t *testing.T) { services(t, c) })
 	c.Kubectl("annotate", "namespace", c.Namespace, kube.AnnotationMode+"=STRICT")
 	c.Apply(probedPod(1))
