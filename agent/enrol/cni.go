@@ -252,6 +252,7 @@ func (m *Manager) Check(_ context.Context, r *podapi.Request) (wired bool, e *po
 	}
 	defer func() {
 		if e != nil {
+			p.doubtful = true
 			m.Kick() // what CHECK finds is repaired now, not at the next inspection
 		}
 	}()

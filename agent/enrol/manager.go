@@ -74,6 +74,7 @@ type pod struct {
 	held        bool          // the linked proxy has its listeners
 	told        mesh.Workload // as the linked proxy was told
 	fault       error         // of the last attempt
+	doubtful    bool          // to be compared with the kernel and its namespace, although nothing else is wanted of it
 }
 
 // New makes a Manager; call Restore, and then Run.
@@ -139,6 +140,9 @@ func (m *Manager) Run(ctx context.Context) {
 			m.sweep(ctx)
 			m.inspect()
 			m.takeUp(true)
+			for _, p := range m.pods {
+				p.doubtful = true
+			}
 		}
 		m.reconcile(ctx)
 		m.mu.Unlock()
@@ -209,7 +213,7 @@ func (m *Manager) inKernel() ([]uint64, error) {
 	return cookies, nil
 }
 
-// reconcile brings everything up to what the manifests say now.
+// reconcile brings everything up to what the manifests say now. Between two pods it gives the lock away: nobody's ADD waits for all.
 func (m *Manager) reconcile(ctx context.Context) {
 	m.takeUp(false)
 	m.refresh()
@@ -218,9 +222,15 @@ func (m *Manager) reconcile(ctx context.Context) {
 	}
 	failed := !m.tidy()
 	for _, p := range m.sorted() {
+		if m.pods[p.cookie] != p || m.settled(p) {
+			continue
+		}
 		before := p.fault
 		p.fault = m.sync(ctx, p)
 		if p.fault == nil {
+			p.doubtful = false
+			m.mu.Unlock()
+			m.mu.Lock()
 			continue
 		}
 		failed = true
@@ -236,6 +246,17 @@ func (m *Manager) reconcile(ctx context.Context) {
 		time.AfterFunc(retryAfter, m.Kick)
 	}
 	m.observed()
+}
+
+// settled reports whether p is what it should be, as far as is known without a look at the kernel and its namespace.
+func (m *Manager) settled(p *pod) bool {
+	switch {
+	case p.doubtful, p.leaving, p.fault != nil, p.enrolled != p.workload.Meshed:
+		return false
+	case !p.enrolled:
+		return true
+	}
+	return m.link != nil && p.held && sameWorkload(&p.told, &p.workload) && samePod(kernelPod(p), p.kernel)
 }
 
 func (m *Manager) observed() {
