@@ -175,7 +175,7 @@ func TestOpenCAErrors(t *testing.T) {
 		{"certificate missing", remove("ca.crt"), domain, 0, ErrBroken, "ca.crt is missing"},
 		{"empty key", write("ca.key", ""), domain, 0, ErrBroken, "ca.key: no PEM block"},
 		{"key is rubbish", write("ca.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), domain, 0, ErrBroken, "ca.key"},
-		{"certificate is text", write("ca.crt", "hello\n"), domain, 0, ErrBroken, "ca.crt: no PEM certificate"},
+		{"certificate is text", write("ca.crt", "hello\n"), domain, 0, ErrBroken, "ca.crt: it has no certificate"},
 		{"foreign key", func(t *testing.T, dir string) {
 			other := t.TempDir()
 			openCA(t, other)

@@ -76,31 +76,8 @@ func readBounded(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
+// decodeCerts takes PEM certificates, in their order, and nothing else. None is an error.
 func decodeCerts(data []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("PEM block %q is no certificate", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("no PEM certificate")
-	}
-	return out, nil
-}
-
-// ParseRoots takes the certificates of authorities, in PEM, in their order, and nothing else: a key that was put there by mistake is
-// refused, so that it is never published. None is an error.
-func ParseRoots(data []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for {
 		var block *pem.Block
@@ -110,19 +87,31 @@ func ParseRoots(data []byte) ([]*x509.Certificate, error) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("it has a PEM block of type %q; want certificates alone", block.Type)
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(out)+1, err)
 		}
-		if !cert.IsCA {
-			return nil, fmt.Errorf("certificate %d (%s) is not an authority's", len(out)+1, cert.Subject)
-		}
-		out = append(out, cert)
+		out = append(out, c)
 	}
 	if len(out) == 0 {
 		return nil, errors.New("it has no certificate")
 	}
 	return out, nil
+}
+
+// ParseRoots takes the certificates of authorities, in PEM, in their order, and nothing else: a key that was put there by mistake is
+// refused, so that it is never published. None is an error.
+func ParseRoots(data []byte) ([]*x509.Certificate, error) {
+	certs, err := decodeCerts(data)
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range certs {
+		if !c.IsCA {
+			return nil, fmt.Errorf("certificate %d (%s) is not an authority's", i+1, c.Subject)
+		}
+	}
+	return certs, nil
 }
 
 // writeAtomic replaces the file at path with data, so that a reader sees the old content or the new one.

@@ -40,12 +40,14 @@ func BenchmarkAdd(b *testing.B) {
 	for b.Loop() {
 		for i := 0; i < added; i += addedAtOnce * c.Nodes() {
 			var pods strings.Builder
+			wait := []string{"wait", "--for=condition=conduit.io/Enrolled", "--timeout=90s"} // of these alone: kubectl asks for one after the other
 			for k := range addedAtOnce * c.Nodes() {
+				wait = append(wait, fmt.Sprintf("pod/added-%d", i+k))
 				fmt.Fprintf(&pods, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"added-%d"},"spec":{"nodeName":%q,"terminationGracePeriodSeconds":0,`+
 					`"containers":[{"name":"pause","image":"localhost/pause:1","imagePullPolicy":"Never"}]}}`+"\n---\n", i+k, c.Node(1+k%c.Nodes()).Name())
 			}
 			c.Apply(pods.String())
-			c.Kubectl("wait", "--for=condition=conduit.io/Enrolled", "pod", "--all", "--timeout=90s")
+			c.Kubectl(wait...)
 		}
 		c.Kubectl("delete", "pod", "--all", "--wait", "--timeout=150s")
 	}
