@@ -346,5 +346,11 @@ func (l *life) reboot() {
 		return l.Load("client", l.PodIP("server")+":9000", "--requests", "20", "--timeout", "2s")
 	})
 	l.await("server", "True Enrolled =")
-	conduit(l.t, l.Cluster, "check", "--timeout", "60s")
+	l.Eventually("check is green", func() error { // the kubelet probes the agent's containers every few seconds only
+		said, err := tryConduit(l.Cluster, "check")
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, said)
+		}
+		return nil
+	})
 }
