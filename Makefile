@@ -44,7 +44,7 @@ lint: ## formatting and static analysis
 	$(TOOLS) golangci-lint run ./...
 
 unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
-	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -json -p 2 -timeout 20m ./... | $(GO) run ./tests/report
+	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -json -p 2 -timeout 20m ./... | $(GO) run ./tests/report
 
 race: ## the tests that need no root, under the race detector
 	CGO_ENABLED=1 $(GO) test -json -race -short ./mesh/... ./api/... ./proxy/... ./identity/... ./control/... | CGO_ENABLED=0 $(GO) run ./tests/report
