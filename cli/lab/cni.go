@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -20,7 +21,7 @@ func (n *Node) NetworkName() string { return n.lab.cfg.Name }
 
 // PluginPath is what CNI_PATH must be for the node's chain.
 func (n *Node) PluginPath() []string {
-	path := append([]string(nil), n.lab.cfg.PluginPath...)
+	path := slices.Concat(n.lab.cfg.PluginPath, n.cfg.PluginPath)
 	if n.lab.cfg.BinDir != "" {
 		path = append(path, n.lab.cfg.BinDir)
 	}
@@ -38,6 +39,9 @@ func (n *Node) Conflist() ([]byte, error) {
 	plugins := []any{primary}
 	if n.cfg.Mesh {
 		plugins = append(plugins, map[string]any{"type": "conduit-cni", "agentSocket": n.AgentSocket()})
+	}
+	if n.cfg.Chain != nil {
+		plugins = n.cfg.Chain(plugins)
 	}
 	return json.MarshalIndent(map[string]any{"cniVersion": n.cfg.CNIVersion, "name": n.NetworkName(), "plugins": plugins}, "", "  ")
 }

@@ -32,6 +32,9 @@ type NodeConfig struct {
 	Families   Families // of the pods; default DualStack. The node itself always has both
 	Mesh       bool     // chain conduit-cni after the primary plugin
 	CNIVersion string   // default 1.1.0
+
+	Chain      func(plugins []any) []any // puts more plugins into the chain; nil: none
+	PluginPath []string                  // where they are
 }
 
 // Node is a namespace that routes its pods' traffic, and where an agent may run.

@@ -1,13 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,19 +13,19 @@ import (
 	"conduit.io/conduit/cni/install"
 	"conduit.io/conduit/tests/cluster/kube"
 	"conduit.io/conduit/tests/cluster/kubetest"
+	"conduit.io/conduit/tests/program"
+	"conduit.io/conduit/tests/stopwatch"
 )
 
-// added is how many pods are made, and addedAtOnce how many of them together, on each node.
-const (
-	added       = 200
-	addedAtOnce = 5
-)
+// added is how many pods are made, on all nodes together.
+const added = 200
 
 // stopwatches is where, on a node, the stopwatches write.
 const stopwatches = "/var/lib/e2e/stopwatch"
 
 // BenchmarkAdd is what Conduit adds to the making of an enrolled pod: the time between a stopwatch before its plugin in the chain and one
-// behind it, the start of its process and the agent's work included, less what the stopwatches take by themselves.
+// behind it, the start of its process and the agent's work included, less what the stopwatches take by themselves. Pods are made one after
+// the other, and ten at once.
 func BenchmarkAdd(b *testing.B) {
 	c := kubetest.New(b)
 	importImages(b, c)
@@ -37,48 +35,81 @@ func BenchmarkAdd(b *testing.B) {
 	for node := 1; node <= c.Nodes(); node++ {
 		defer timed(b, c, node)()
 	}
-	for b.Loop() {
-		for i := 0; i < added; i += addedAtOnce * c.Nodes() {
-			var pods strings.Builder
-			wait := []string{"wait", "--for=condition=conduit.io/Enrolled", "--timeout=90s"} // of these alone: kubectl asks for one after the other
-			for k := range addedAtOnce * c.Nodes() {
-				wait = append(wait, fmt.Sprintf("pod/added-%d", i+k))
-				fmt.Fprintf(&pods, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"added-%d"},"spec":{"nodeName":%q,"terminationGracePeriodSeconds":0,`+
-					`"containers":[{"name":"pause","image":"localhost/pause:1","imagePullPolicy":"Never"}]}}`+"\n---\n", i+k, c.Node(1+k%c.Nodes()).Name())
+	for _, atOnce := range []int{1, 10} {
+		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) {
+			for b.Loop() {
+				for i := 0; i < added; i += atOnce {
+					makePods(b, c, i, atOnce)
+				}
+				c.Kubectl("delete", "pod", "--all", "--wait", "--timeout=150s")
 			}
-			c.Apply(pods.String())
-			c.Kubectl(wait...)
+			var all stopwatch.Times
+			for node := 1; node <= c.Nodes(); node++ {
+				t, err := stopwatch.Take(c.Node(node).Path(stopwatches))
+				if err != nil {
+					b.Fatal(err)
+				}
+				all.Add(t)
+			}
+			if len(all.Plugin) < added {
+				b.Fatalf("%d of %d pods were timed", len(all.Plugin), added)
+			}
+			all.Report(b)
+		})
+	}
+}
+
+// makePods makes some pods at once, numbered from first on, on one node after the other, and waits for them: for one alone until its ADD is
+// over, since to ask Kubernetes 200 times would take minutes.
+func makePods(b *testing.B, c *kubetest.Cluster, first, count int) {
+	b.Helper()
+	var pods strings.Builder
+	wait := []string{"wait", "--for=condition=conduit.io/Enrolled", "--timeout=90s"} // of these alone: kubectl asks for one after the other
+	for i := first; i < first+count; i++ {
+		wait = append(wait, fmt.Sprintf("pod/added-%d", i))
+		fmt.Fprintf(&pods, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"added-%d"},"spec":{"nodeName":%q,"terminationGracePeriodSeconds":0,`+
+			`"containers":[{"name":"pause","image":"localhost/pause:1","imagePullPolicy":"Never"}]}}`+"\n---\n", i, c.Node(1+i%c.Nodes()).Name())
+	}
+	c.Apply(pods.String())
+	if count > 1 {
+		c.Kubectl(wait...)
+		return
+	}
+	ctx, cancel := context.WithTimeout(b.Context(), 90*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for timedPods(b, c) <= first {
+		select {
+		case <-ctx.Done():
+			b.Fatalf("pod added-%d: %v", first, ctx.Err())
+		case <-tick.C:
 		}
-		c.Kubectl("delete", "pod", "--all", "--wait", "--timeout=150s")
 	}
-	var ours, empty []time.Duration
+}
+
+// timedPods counts the pods that have come past the last stopwatch.
+func timedPods(b *testing.B, c *kubetest.Cluster) (n int) {
+	b.Helper()
 	for node := 1; node <= c.Nodes(); node++ {
-		o, e := took(b, c, node)
-		ours, empty = append(ours, o...), append(empty, e...)
+		files, err := filepath.Glob(filepath.Join(c.Node(node).Path(stopwatches), "*.c"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		n += len(files)
 	}
-	if len(ours) < added {
-		b.Fatalf("%d of %d pods were timed", len(ours), added)
-	}
-	base := quantile(empty, 0.5)
-	for name, q := range map[string]float64{"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1} {
-		b.ReportMetric(float64(quantile(ours, q)-base)/1e6, name+"-ms")
-		b.ReportMetric(float64(quantile(empty, q))/1e6, "stopwatch-"+name+"-ms")
-	}
-	b.ReportMetric(0, "ns/op") // says nothing
+	return n
 }
 
-func quantile(all []time.Duration, q float64) time.Duration {
-	slices.Sort(all)
-	return all[min(len(all)-1, int(q*float64(len(all))))]
-}
-
-// timed puts stopwatches around the plugin of a node: one before it, and two behind it, which time themselves.
+// timed puts stopwatches around the plugin of a node.
 func timed(b *testing.B, c *kubetest.Cluster, node int) (undo func()) {
 	b.Helper()
-	build := exec.Command("go", "build", "-o", c.Node(node).Path("/opt/cni/bin/stopwatch"), "./stopwatch")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
+	dir := b.TempDir()
+	if err := program.Build(dir, stopwatch.Package); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "plugin"), c.Node(node).Path("/opt/cni/bin/"+stopwatch.Type)); err != nil {
+		b.Fatal(err)
 	}
 	c.Run(node, "mkdir", "-p", stopwatches)
 	file := c.Node(node).Path(kube.CNIConfig)
@@ -90,16 +121,10 @@ func timed(b *testing.B, c *kubetest.Cluster, node int) (undo func()) {
 	if err := json.Unmarshal(before, &conf); err != nil {
 		b.Fatal(err)
 	}
-	watch := func(mark string) any { return object{"type": "stopwatch", "dir": stopwatches, "mark": mark} }
 	plugins, _ := conf["plugins"].([]any)
-	at := slices.IndexFunc(plugins, func(p any) bool {
-		plugin, ok := p.(object)
-		return ok && plugin["type"] == install.PluginType
-	})
-	if at < 0 {
-		b.Fatalf("the chain has no %s:\n%s", install.PluginType, before)
+	if conf["plugins"], err = stopwatch.Around(plugins, install.PluginType, stopwatches); err != nil {
+		b.Fatal(err)
 	}
-	conf["plugins"] = slices.Insert(slices.Insert(plugins, at+1, watch("b"), watch("c")), at, watch("a"))
 	write := func(data []byte) {
 		if err := os.WriteFile(file+".new", data, 0o644); err != nil {
 			b.Fatal(err)
@@ -114,28 +139,4 @@ func timed(b *testing.B, c *kubetest.Cluster, node int) (undo func()) {
 	}
 	write(data)
 	return func() { write(before) }
-}
-
-// took is what the stopwatches of a node say: of the plugin, and of a stopwatch itself.
-func took(b *testing.B, c *kubetest.Cluster, node int) (plugin, empty []time.Duration) {
-	b.Helper()
-	dir := c.Node(node).Path(stopwatches)
-	files, err := filepath.Glob(filepath.Join(dir, "*.c"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, f := range files {
-		var at [3]int64
-		for i, mark := range []string{"a", "b", "c"} {
-			data, err := os.ReadFile(strings.TrimSuffix(f, "c") + mark)
-			if err == nil {
-				at[i], err = strconv.ParseInt(string(data), 10, 64)
-			}
-			if err != nil {
-				b.Fatal(err)
-			}
-		}
-		plugin, empty = append(plugin, time.Duration(at[1]-at[0])), append(empty, time.Duration(at[2]-at[1]))
-	}
-	return plugin, empty
 }

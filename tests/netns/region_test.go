@@ -252,7 +252,7 @@ func metric(t *testing.T, node *lab.Node, name string, parts ...string) float64 
 }
 
 // proxyPID is the process ID of a node's proxy, which must be there.
-func proxyPID(t *testing.T, node *lab.Node) (pid int) {
+func proxyPID(t testing.TB, node *lab.Node) (pid int) {
 	t.Helper()
 	testnet.Eventually(t, 2*time.Second, func(context.Context) (err error) {
 		// All threads of a busy proxy may be in pods' namespaces at one moment.
