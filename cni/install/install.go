@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/containernetworking/cni/libcni"
 )
 
 // SavedSuffix ends the name of a single plugin's configuration while a list of it is in use.
@@ -107,16 +105,20 @@ func (in Installer) chain() (file string, changed bool, err error) {
 	return file, true, replace(target, data, out, info)
 }
 
-// first is the configuration that the runtime uses.
+// first is the configuration that the runtime uses: what libcni.ConfFiles would list first. libcni itself is not linked: net/http comes
+// with it, and every ADD starts this program.
 func first(dir string) (string, error) {
-	files, err := libcni.ConfFiles(dir, []string{".conf", listExt, ".json"})
-	if err != nil {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	if len(files) == 0 {
-		return "", ErrNoConfig
+	for _, e := range entries { // in the order of names
+		ext := filepath.Ext(e.Name())
+		if !e.IsDir() && (ext == ".conf" || ext == listExt || ext == ".json") {
+			return filepath.Join(dir, e.Name()), nil
+		}
 	}
-	return slices.Min(files), nil
+	return "", ErrNoConfig
 }
 
 func (in Installer) entry() ([]byte, error) {
