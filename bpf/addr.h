@@ -30,9 +30,10 @@ static __always_inline bool addr_is4(const struct cdt_addr *a)
 	return !a->w[0] && !a->w[1] && a->w[2] == bpf_htonl(0xffff);
 }
 
+// One branch: each is a way that the verifier goes.
 static __always_inline bool addr_equal(const struct cdt_addr *a, const struct cdt_addr *b)
 {
-	return a->w[0] == b->w[0] && a->w[1] == b->w[1] && a->w[2] == b->w[2] && a->w[3] == b->w[3];
+	return !((a->w[0] ^ b->w[0]) | (a->w[1] ^ b->w[1]) | (a->w[2] ^ b->w[2]) | (a->w[3] ^ b->w[3]));
 }
 
 // 127/8, ::1, and the unspecified addresses, which connect(2) takes for loopback.
@@ -51,9 +52,12 @@ static __always_inline bool addr_is_link_local(const struct cdt_addr *a)
 	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-// One of the pod's own addresses, loopback included.
-static __always_inline bool addr_is_own(const struct cdt_pod *pod, const struct cdt_addr *a)
+// One of the pod's own addresses, loopback included. Not a static function: so the verifier goes through it once, and not for every call
+// in every state. It wants to see that neither is NULL.
+__noinline int addr_is_own(const struct cdt_pod *pod, const struct cdt_addr *a)
 {
+	if (!pod || !a)
+		return false;
 	if (addr_is_loopback(a))
 		return true;
 	for (__u32 i = 0; i < CDT_MAX_ADDRS; i++) {

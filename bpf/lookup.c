@@ -16,8 +16,8 @@
 #include "addr.h"
 #include "pod.h"
 
-// The pod's namespace: this program type may not ask for it. Set by the loader.
-const volatile __u64 cdt_cookie = 0;
+// The pod's namespace: this program type may not ask for it. Set by the loader, once, before it attaches its copy; until then it is nobody's.
+volatile __u64 cdt_cookie;
 
 static __always_inline struct cdt_addr dst_addr(struct bpf_sk_lookup *ctx)
 {
@@ -39,7 +39,7 @@ static __always_inline struct cdt_addr src_addr(struct bpf_sk_lookup *ctx)
 
 // One of the ports at which the pod itself wants to be probed. The kubelet can be made to dial others: by a probe of another
 // pod that names this one's address, and where it is one process with the API server.
-static __always_inline bool probed(__u64 cookie, __u32 port)
+__noinline int probed(__u64 cookie, __u32 port)
 {
 	struct cdt_probes *probes = bpf_map_lookup_elem(&cdt_probes, &cookie);
 

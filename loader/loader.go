@@ -51,8 +51,9 @@ type Datapath struct {
 	progs map[string]*ebpf.Program // of the cgroup, by name
 	maps  map[string]*ebpf.Map     // by name
 
-	mu     sync.Mutex // serialises changes of pods and links
-	lookup *ebpf.CollectionSpec
+	spares *spares // of the lookup program
+
+	mu sync.Mutex // serialises changes of pods and links
 }
 
 // Open loads the programs, attaches and pins them; what an earlier process left pinned is taken over: maps are reused,
@@ -94,6 +95,9 @@ func Open(cfg Config) (*Datapath, error) {
 
 // Close closes the descriptors and lets go of the pin directory. Everything stays pinned and attached.
 func (d *Datapath) Close() error {
+	if d.spares != nil {
+		d.spares.close()
+	}
 	for _, p := range d.progs {
 		p.Close()
 	}
@@ -120,7 +124,8 @@ func (d *Datapath) load() error {
 	if err != nil {
 		return fmt.Errorf("read the cgroup programs: %w", err)
 	}
-	if d.lookup, err = loadLookup(); err != nil {
+	lookup, err := loadLookup()
+	if err != nil {
 		return fmt.Errorf("read the lookup program: %w", err)
 	}
 	for key, m := range spec.Maps {
@@ -150,6 +155,7 @@ func (d *Datapath) load() error {
 		delete(d.maps, ".rodata")
 		ro.Close()
 	}
+	d.spares = newSpares(lookup, d.maps)
 	return nil
 }
 

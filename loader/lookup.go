@@ -132,20 +132,18 @@ func (d *Datapath) newLookup(netns *os.File, cookie uint64) error {
 	return l.Pin(d.pins.lookup(cookie))
 }
 
-// lookupProgram loads the pod's own copy of the program. The caller must close it.
+// lookupProgram is a copy of the program for the pod alone. The caller must close it.
 func (d *Datapath) lookupProgram(cookie uint64) (*ebpf.Program, error) {
-	spec := d.lookup.Copy()
-	spec.Maps[".rodata"].Name = "cdt_lookup_ro"
-	if err := spec.Variables["cdt_cookie"].Set(cookie); err != nil {
-		return nil, fmt.Errorf("set cdt_cookie: %w", err)
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: d.maps})
+	c, err := d.spares.take()
 	if err != nil {
-		return nil, fmt.Errorf("load lookup program: %w", err)
+		return nil, err
 	}
-	defer coll.Close()
-	prog := coll.DetachProgram("cdt_lookup")
-	return prog, nil
+	defer c.of.Close() // the program keeps it
+	if err := c.of.Put(uint32(0), cookie); err != nil {
+		c.prog.Close()
+		return nil, fmt.Errorf("tell lookup program its pod: %w", err)
+	}
+	return c.prog, nil
 }
 
 // linkNetns is the inode of the namespace that l is attached to, 0 when it is gone.

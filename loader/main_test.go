@@ -137,7 +137,7 @@ func leftovers() []string {
 	return left
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if testCgroup == "" {
 		t.Skip("needs root: BPF programs are loaded into the kernel")
@@ -147,7 +147,7 @@ func needRoot(t *testing.T) {
 var pinDirs atomic.Int64
 
 // pinDir is a pin directory for the test; everything below it is removed at the end.
-func pinDir(t *testing.T) string {
+func pinDir(t testing.TB) string {
 	t.Helper()
 	needRoot(t)
 	dir := fmt.Sprintf("%s/cdt-loader-test-%d-%d", bpffsRoot, os.Getpid(), pinDirs.Add(1))
@@ -163,12 +163,12 @@ func pinDir(t *testing.T) string {
 }
 
 // open opens a data path that is closed and removed at the end.
-func open(t *testing.T) *Datapath {
+func open(t testing.TB) *Datapath {
 	t.Helper()
 	return openAt(t, pinDir(t))
 }
 
-func openAt(t *testing.T, dir string) *Datapath {
+func openAt(t testing.TB, dir string) *Datapath {
 	t.Helper()
 	d, err := Open(Config{BPFFS: dir, Cgroup: testCgroup})
 	if err != nil {
