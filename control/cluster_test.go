@@ -29,6 +29,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
@@ -99,9 +100,26 @@ func (s *site) pod(ns, name, account, ip string) *corev1.Pod {
 // token is a token for the controller, bound to a pod unless that is nil.
 func (s *site) token(account string, pod *corev1.Pod) string {
 	s.t.Helper()
-	req := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{Audiences: []string{"conduit"}}}
 	if pod != nil {
-		req.Spec.BoundObjectRef = &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
+		return s.tokenOf(account, "Pod", pod.Name, pod.UID)
+	}
+	return s.tokenOf(account, "", "", "")
+}
+
+// node is a node's UID.
+func (s *site) node(name string) types.UID {
+	s.t.Helper()
+	n, err := s.client.CoreV1().Nodes().Get(s.t.Context(), name, metav1.GetOptions{})
+	s.must(n, err)
+	return n.UID
+}
+
+// tokenOf is a token that is bound to an object, unless kind is empty.
+func (s *site) tokenOf(account, kind, name string, uid types.UID) string {
+	s.t.Helper()
+	req := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{Audiences: []string{"conduit"}}}
+	if kind != "" {
+		req.Spec.BoundObjectRef = &authv1.BoundObjectReference{Kind: kind, APIVersion: "v1", Name: name, UID: uid}
 	}
 	res, err := s.client.CoreV1().ServiceAccounts("conduit").CreateToken(s.t.Context(), account, req, metav1.CreateOptions{})
 	s.must(res, err)
@@ -209,7 +227,7 @@ func TestCluster(t *testing.T) {
 		})
 	}
 	run("json", func(t *testing.T) { testJSON(t, s, one, web) })
-	run("refusals", func(t *testing.T) { testRefusals(t, s, one) })
+	run("refusals", func(t *testing.T) { testRefusals(t, s, one, agentToken) })
 	run("reports", func(t *testing.T) { testReports(t, s, two, agentToken, web) })
 	run("watch and drain", func(t *testing.T) { testWatchAndDrain(t, s, one, two, agentToken) })
 }
@@ -265,7 +283,7 @@ func testJSON(t *testing.T, s *site, r *replica, web *corev1.Pod) {
 	}
 }
 
-func testRefusals(t *testing.T, s *site, r *replica) {
+func testRefusals(t *testing.T, s *site, r *replica, agent string) {
 	const look, report = "/conduit.discovery.v1.DiscoveryService/Lookup", "/conduit.identity.v1.IdentityService/Certify"
 	for _, tt := range []struct {
 		name, token, path, body string
@@ -277,6 +295,10 @@ func testRefusals(t *testing.T, s *site, r *replica) {
 		{"an account without permission", s.token("stranger", nil), look, `{}`, 403},
 		{"a viewer as an agent", s.token("viewer", nil), report, `{}`, 403},
 		{"an agent's account without a pod", s.token("conduit-agent", nil), report, `{}`, 403},
+		{"an agent's account, bound to a node", s.tokenOf("conduit-agent", "Node", "n1", s.node("n1")), report, `{}`, 403},
+		{"an agent that looks around", agent, look, `{}`, 403},
+		{"an agent that lists workloads", agent, "/conduit.discovery.v1.DiscoveryService/ListWorkloads", `{}`, 403},
+		{"an agent that lists nodes", agent, "/conduit.node.v1.NodeService/ListNodes", `{}`, 403},
 		{"the roots, which are public", "", "/conduit.identity.v1.IdentityService/GetRoots", `{}`, 200},
 		{"too large", s.token("viewer", nil), look, `{"addresses":["` + strings.Repeat("1", 300<<10) + `"]}`, 429},
 	} {

@@ -4,6 +4,7 @@ package access
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -44,84 +45,83 @@ func With(ctx context.Context, c Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)
 }
 
-// From is the caller of a request that has passed an Interceptor; the zero Caller for a public procedure.
+// From is the caller of a request that has passed a Gate; the zero Caller for a public procedure.
 func From(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey{}).(Caller)
 	return c
 }
 
+// Rule says who may call a procedure.
+type Rule int
+
+// The rules. Whoever has the right that an Authorizer asks for may call what is not for agents alone.
+const (
+	ByRight    Rule = iota // nobody else
+	Public                 // everybody, without a token
+	AgentsToo              // agents, and by right
+	AgentsOnly             // nobody but agents
+)
+
 // Gate checks every request before its handler sees it.
 type Gate struct {
 	Authn Authenticator
 	Authz Authorizer
-	// Public are procedures that need no token; Agents those that agents alone may call. Agents may call everything.
-	Public, Agents map[string]bool
-	// Refused is called for every refusal, with the code that the caller gets.
-	Refused func(procedure string, c Caller, code connect.Code, err error)
+	Rules map[string]Rule // of procedures
+	// Refused is called for every refusal, with the error that the caller gets, and why.
+	Refused func(r *http.Request, c Caller, told *connect.Error, err error)
 }
 
 // maxToken bounds what is passed on to Kubernetes: its tokens have 1 to 2 KiB.
 const maxToken = 16 << 10
 
-// check is ctx with the caller, or the error that the caller gets. Why Kubernetes failed is not the caller's business.
-func (g *Gate) check(ctx context.Context, procedure, authorization string) (context.Context, error) {
-	if g.Public[procedure] {
-		return ctx, nil
-	}
-	refuse := func(c Caller, code connect.Code, told string, err error) (context.Context, error) {
-		if g.Refused != nil {
-			g.Refused(procedure, c, code, err)
+// Handler hands to next what may pass. It decides by the head alone: of a body nothing is read before, so that
+// strangers cannot have anything kept for them.
+func (g *Gate) Handler(next http.Handler) http.Handler {
+	answer := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, told, err := g.check(r.Context(), r.URL.Path, r.Header.Get("Authorization"))
+		if told != nil {
+			if g.Refused != nil {
+				g.Refused(r, c, told, err)
+			}
+			_ = answer.Write(w, r, told) // the caller is gone: nobody to tell
+			return
 		}
-		return nil, connect.NewError(code, errors.New(told))
+		next.ServeHTTP(w, r.WithContext(With(r.Context(), c)))
+	})
+}
+
+// check is the caller, and the error that it gets, with the reason. Why Kubernetes failed is not the caller's business.
+func (g *Gate) check(ctx context.Context, procedure, authorization string) (c Caller, told *connect.Error, err error) {
+	rule := g.Rules[procedure]
+	if rule == Public {
+		return Caller{}, nil, nil
+	}
+	refuse := func(code connect.Code, text string) (Caller, *connect.Error, error) {
+		return c, connect.NewError(code, errors.New(text)), err
 	}
 	scheme, token, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "bearer") || token == "" || len(token) > maxToken {
-		return refuse(Caller{}, connect.CodeUnauthenticated, "want Authorization: Bearer, with a Kubernetes token of the audience conduit", ErrUnauthenticated)
+		return refuse(connect.CodeUnauthenticated, "want Authorization: Bearer, with a Kubernetes token of the audience conduit")
 	}
-	c, err := g.Authn.Authenticate(ctx, token)
+	c, err = g.Authn.Authenticate(ctx, token)
 	switch {
 	case errors.Is(err, ErrUnauthenticated):
-		return refuse(c, connect.CodeUnauthenticated, "the token was not accepted", err)
+		return refuse(connect.CodeUnauthenticated, "the token was not accepted")
 	case err != nil:
-		return refuse(c, connect.CodeUnavailable, "the token could not be checked", err)
-	case c.Agent:
-		return With(ctx, c), nil
-	case g.Agents[procedure]:
-		return refuse(c, connect.CodePermissionDenied, "only agents may call this, with a token that is bound to their pod", nil)
+		return refuse(connect.CodeUnavailable, "the token could not be checked")
+	case c.Agent && rule != ByRight:
+		return c, nil, nil
+	case rule == AgentsOnly:
+		return refuse(connect.CodePermissionDenied, "only agents may call this, with a token that is bound to their pod")
 	}
-	ok, err := g.Authz.Authorize(ctx, c, procedure)
+	var ok bool
+	ok, err = g.Authz.Authorize(ctx, c, procedure)
 	switch {
 	case err != nil:
-		return refuse(c, connect.CodeUnavailable, "permission could not be checked", err)
+		return refuse(connect.CodeUnavailable, "permission could not be checked")
 	case !ok:
-		return refuse(c, connect.CodePermissionDenied, c.User+" may not get the nonResourceURL "+procedure, nil)
+		return refuse(connect.CodePermissionDenied, c.User+" may not get the nonResourceURL "+procedure)
 	}
-	return With(ctx, c), nil
-}
-
-// WrapUnary is connect.Interceptor's.
-func (g *Gate) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		ctx, err := g.check(ctx, req.Spec().Procedure, req.Header().Get("Authorization"))
-		if err != nil {
-			return nil, err
-		}
-		return next(ctx, req)
-	}
-}
-
-// WrapStreamingClient is connect.Interceptor's: Gate is for servers.
-func (g *Gate) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-// WrapStreamingHandler is connect.Interceptor's.
-func (g *Gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		ctx, err := g.check(ctx, conn.Spec().Procedure, conn.RequestHeader().Get("Authorization"))
-		if err != nil {
-			return err
-		}
-		return next(ctx, conn)
-	}
+	return c, nil, nil
 }

@@ -4,19 +4,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"conduit.io/conduit/control/access"
 	certs "conduit.io/conduit/identity"
-)
-
-const (
-	// quiet is how long the same refusal of the same caller is not logged again.
-	quiet = 10 * time.Minute
-	// maxTold bounds the refusals that are remembered as logged, and with it the lines in that time.
-	maxTold = 1024
 )
 
 // reasons are all for which callers and requests are refused.
@@ -37,33 +30,29 @@ type counts struct {
 	watchers atomic.Int64
 
 	mu      sync.Mutex
-	refused map[string]uint64    // by reason: a fixed set
-	told    map[string]time.Time // by reason and caller: when it was logged
+	refused map[string]uint64 // by reason: a fixed set
+	told    access.Told       // by reason and caller
 }
 
 func (c *counts) issue()  { c.issued.Add(1) }
 func (c *counts) review() { c.reviews.Add(1) }
 
-// refuse counts a refusal, and logs the first of its kind and caller.
-func (c *counts) refuse(reason, caller, text string) {
+// count counts a refusal that the caller's gate tells.
+func (c *counts) count(reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.refused == nil {
-		c.refused, c.told = map[string]uint64{}, map[string]time.Time{}
+		c.refused = map[string]uint64{}
 	}
 	c.refused[reason]++
-	now, key := c.now(), reason+" "+caller
-	if at, ok := c.told[key]; ok && now.Sub(at) < quiet {
-		return
+}
+
+// refuse counts a refusal, and logs the first of its kind and caller.
+func (c *counts) refuse(reason, caller, text string) {
+	c.count(reason)
+	if c.told.First(reason+" "+caller, c.now()) {
+		c.log.Warn("request refused; the same is not logged again for a while", "reason", reason, "caller", caller, "detail", text)
 	}
-	if len(c.told) >= maxTold {
-		maps.DeleteFunc(c.told, func(_ string, at time.Time) bool { return now.Sub(at) >= quiet })
-		if len(c.told) >= maxTold {
-			return
-		}
-	}
-	c.told[key] = now
-	c.log.Warn("request refused; the same is not logged again for a while", "reason", reason, "caller", caller, "detail", text)
 }
 
 // WriteMetrics writes the service's metrics in the Prometheus text exposition format, version 0.0.4.

@@ -23,7 +23,9 @@ const (
 	// Audience is what tokens for the controller are made for.
 	Audience = "conduit"
 
+	// What the API server says of a token that is bound to a pod; of one that is bound to a node, the node alone.
 	nodeExtra = "authentication.kubernetes.io/node-name"
+	podExtra  = "authentication.kubernetes.io/pod-uid"
 
 	// maxToken bounds a token, in bytes.
 	maxToken = 16 << 10
@@ -105,9 +107,9 @@ func (t *tokens) authenticate(ctx context.Context, token string) (access.Caller,
 	}
 }
 
-// refuse counts err, and returns it.
+// refuse counts err, and returns it: who knows where the caller is, logs it.
 func (t *tokens) refuse(reason string, err error) error {
-	t.counts.refuse(reason, "", err.Error())
+	t.counts.count(reason)
 	return err
 }
 
@@ -176,7 +178,7 @@ func (t *tokens) judge(answer *authv1.TokenReview, token string) verdict {
 		c.Extra[k] = v
 	}
 	if n := c.Extra[nodeExtra]; len(n) == 1 {
-		c.Node, c.Agent = n[0], c.User == t.agent
+		c.Node, c.Agent = n[0], c.User == t.agent && len(c.Extra[podExtra]) == 1
 	}
 	until := now.Add(t.life)
 	if end := expiry(token); !end.IsZero() && end.Before(until) {

@@ -110,10 +110,10 @@ func (w *world) replica() *replica {
 	log := slog.New(slog.NewTextHandler(&w.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s := must[*Service](w.t)(New(Config{Client: w.client, DNSNames: []string{"conduit-controller.conduit.svc"}, RootDelay: 5 * time.Second,
 		Log: log, Now: w.clock.now}))
-	gate := &access.Gate{Authn: s, Public: map[string]bool{identityv1connect.IdentityServiceGetRootsProcedure: true},
-		Agents: map[string]bool{identityv1connect.IdentityServiceCertifyProcedure: true, identityv1connect.IdentityServiceWatchRootsProcedure: true}}
-	mux := http.NewServeMux()
-	mux.Handle(identityv1connect.NewIdentityServiceHandler(s, connect.WithInterceptors(gate), connect.WithReadMaxBytes(MaxMessage)))
+	gate := &access.Gate{Authn: s, Rules: map[string]access.Rule{identityv1connect.IdentityServiceGetRootsProcedure: access.Public,
+		identityv1connect.IdentityServiceCertifyProcedure: access.AgentsOnly, identityv1connect.IdentityServiceWatchRootsProcedure: access.AgentsOnly}}
+	_, api := identityv1connect.NewIdentityServiceHandler(s, connect.WithReadMaxBytes(MaxMessage))
+	mux := gate.Handler(api)
 	l := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	h := &http.Server{Handler: mux, TLSConfig: s.TLSConfig(), ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelInfo)}
 	ctx, cancel := context.WithCancel(context.Background())

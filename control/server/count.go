@@ -10,15 +10,15 @@ import (
 	"connectrpc.com/connect"
 )
 
-// counter counts the ends of calls. It is the outermost interceptor, so that refused ones are counted too.
+// counter counts the ends of calls that the gate has let through.
 type counter struct{ s *Server }
 
-func (c counter) count(procedure string, err error) {
+func (s *Server) count(procedure string, err error) {
 	code := connect.Code(0)
 	if err != nil {
 		code = connect.CodeOf(err)
 	}
-	if n := c.s.codes[procedure]; n != nil && int(code) < len(n) {
+	if n := s.codes[procedure]; n != nil && int(code) < len(n) {
 		n[code].Add(1)
 	}
 }
@@ -27,7 +27,7 @@ func (c counter) count(procedure string, err error) {
 func (c counter) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		res, err := next(ctx, req)
-		c.count(req.Spec().Procedure, err)
+		c.s.count(req.Spec().Procedure, err)
 		return res, err
 	}
 }
@@ -41,7 +41,7 @@ func (c counter) WrapStreamingClient(next connect.StreamingClientFunc) connect.S
 func (c counter) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		err := next(ctx, conn)
-		c.count(conn.Spec().Procedure, err)
+		c.s.count(conn.Spec().Procedure, err)
 		return err
 	}
 }

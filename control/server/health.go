@@ -27,7 +27,7 @@ func newHealth(names []string, ready func() error, draining <-chan struct{}) *he
 }
 
 func (h *health) register(mux *http.ServeMux) {
-	limit := connect.WithReadMaxBytes(4 << 10)
+	limit := connect.WithReadMaxBytes(maxPublic)
 	mux.Handle("/"+healthName+"/Check", connect.NewUnaryHandlerSimple("/"+healthName+"/Check", h.check, limit))
 	mux.Handle("/"+healthName+"/Watch", connect.NewServerStreamHandlerSimple("/"+healthName+"/Watch", h.watch, limit))
 }

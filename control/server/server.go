@@ -19,14 +19,10 @@ import (
 	"conduit.io/conduit/api/identityv1/identityv1connect"
 	"conduit.io/conduit/api/nodev1/nodev1connect"
 	"conduit.io/conduit/control/access"
-	"conduit.io/conduit/control/identity"
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpcreflect"
 )
-
-// maxMessage bounds a message from a client, in bytes; identity.MaxMessage those of IdentityService.
-const maxMessage = 256 << 10
 
 // grace is how long calls may take to end after the streams have been ended.
 const grace = 5 * time.Second
@@ -54,6 +50,8 @@ type Server struct {
 	cfg     Config
 	handler http.Handler
 	codes   map[string]*codes // by procedure; fixed
+	told    access.Told
+	crowd   crowd
 }
 
 // codes counts the ends of calls by their code; 0 is success.
@@ -65,28 +63,32 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("serve the controller's API: want TLS 1.3")
 	}
 	s := &Server{cfg: cfg, codes: map[string]*codes{}}
-	gate := &access.Gate{Authn: cfg.Authn, Authz: cfg.Authz,
-		Public: map[string]bool{identityv1connect.IdentityServiceGetRootsProcedure: true},
-		Agents: map[string]bool{identityv1connect.IdentityServiceCertifyProcedure: true, nodev1connect.NodeServiceReportProcedure: true},
-		Refused: func(procedure string, c access.Caller, code connect.Code, err error) {
-			cfg.Log.Debug("call refused", "procedure", procedure, "user", c.User, "code", code.String(), "error", err)
-		}}
-	options := connect.WithHandlerOptions(connect.WithInterceptors(counter{s}, gate), connect.WithRecover(s.recovered),
-		connect.WithCompressMinBytes(1<<10), connect.WithCompression("gzip", newGunzip, newGzip))
-	small := connect.WithHandlerOptions(options, connect.WithReadMaxBytes(maxMessage))
+	gate := &access.Gate{Authn: cfg.Authn, Authz: cfg.Authz, Refused: s.refused, Rules: map[string]access.Rule{
+		identityv1connect.IdentityServiceGetRootsProcedure:   access.Public,
+		identityv1connect.IdentityServiceCertifyProcedure:    access.AgentsOnly,
+		nodev1connect.NodeServiceReportProcedure:             access.AgentsOnly,
+		identityv1connect.IdentityServiceWatchRootsProcedure: access.AgentsToo,
+		discoveryv1connect.DiscoveryServiceWatchProcedure:    access.AgentsToo,
+	}}
+	options := connect.WithHandlerOptions(connect.WithInterceptors(counter{s}), connect.WithRecover(s.recovered),
+		connect.WithCompressMinBytes(1<<10), connect.WithCompression("gzip", newGunzip, newGzip),
+		connect.WithConditionalHandlerOptions(func(spec connect.Spec) []connect.HandlerOption {
+			return []connect.HandlerOption{connect.WithReadMaxBytes(readMax(spec.Procedure))}
+		}))
 	mux := http.NewServeMux()
-	mux.Handle(discoveryv1connect.NewDiscoveryServiceHandler(cfg.Discovery, small))
-	mux.Handle(identityv1connect.NewIdentityServiceHandler(cfg.Identity, options, connect.WithReadMaxBytes(identity.MaxMessage)))
-	path, nodes := nodev1connect.NewNodeServiceHandler(cfg.Nodes, small)
-	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+	serve := func(path string, h http.Handler) { mux.Handle(path, s.known(gate.Handler(s.bounded(h)))) }
+	serve(discoveryv1connect.NewDiscoveryServiceHandler(cfg.Discovery, options))
+	serve(identityv1connect.NewIdentityServiceHandler(cfg.Identity, options))
+	path, nodes := nodev1connect.NewNodeServiceHandler(cfg.Nodes, options)
+	serve(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if cfg.Leader == nil || !cfg.Leader(w, r) {
 			nodes.ServeHTTP(w, r)
 		}
-	})
+	}))
 	names := []string{discoveryv1connect.DiscoveryServiceName, identityv1connect.IdentityServiceName, nodev1connect.NodeServiceName, healthName}
 	reflector := grpcreflect.NewStaticReflector(names...)
-	mux.Handle(grpcreflect.NewHandlerV1(reflector, connect.WithReadMaxBytes(maxMessage)))
-	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, connect.WithReadMaxBytes(maxMessage)))
+	mux.Handle(grpcreflect.NewHandlerV1(reflector, connect.WithReadMaxBytes(maxPublic)))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, connect.WithReadMaxBytes(maxPublic)))
 	newHealth(names, cfg.Ready, cfg.Drain).register(mux)
 	for _, p := range []string{discoveryv1connect.DiscoveryServiceWatchProcedure, discoveryv1connect.DiscoveryServiceLookupProcedure,
 		discoveryv1connect.DiscoveryServiceListServicesProcedure, discoveryv1connect.DiscoveryServiceListWorkloadsProcedure,
