@@ -242,6 +242,7 @@ func (c *cluster) metrics(w io.Writer) {
 	c.streams.Metrics().Write(w)
 	c.watcher.Write(w)
 	c.registry.Write(w)
+	c.writer.Write(w)
 	c.election.Write(w)
 	c.api.Write(w)
 	c.identity.WriteMetrics(w)

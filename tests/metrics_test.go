@@ -323,6 +323,7 @@ func clusterText(t *testing.T, out io.Writer, ids *authority.Service) {
 	watcher.Write(out)
 	registry := nodes.NewRegistry(time.Now, nil)
 	registry.Write(out)
+	nodes.NewWriter(nil, nil, registry, x, nil).Write(out)
 	lead.New(lead.Config{}).Write(out)
 	api, err := server.New(server.Config{TLS: ids.TLSConfig(), Discovery: streams, Identity: ids, Nodes: nodes.NewServer(registry, nil)})
 	if err != nil {

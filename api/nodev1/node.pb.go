@@ -422,7 +422,8 @@ type PodState struct {
 	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Enrolment PodState_Enrolment     `protobuf:"varint,4,opt,name=enrolment,proto3,enum=conduit.node.v1.PodState_Enrolment" json:"enrolment,omitempty"`
-	// Why it is not enrolled, or what is at fault: a word in CamelCase, and a sentence for people.
+	// Why it is not enrolled, or what is at fault: a word in CamelCase, and a sentence for people. Of words longer than 128 bytes, and
+	// sentences longer than 1024, the beginning counts.
 	Reason  string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	// metadata.generation of the Pod that this was decided for; 0: unknown.

@@ -309,15 +309,16 @@ func (x *Index) Runs(node, namespace, serviceAccount string) bool {
 	return false
 }
 
-// Enrolled is the condition conduit.io/Enrolled of a pod, without its times; zero for none. false: there is no such pod.
-func (x *Index) Enrolled(namespace, name, uid string) (corev1.PodCondition, bool) {
+// Enrolled is the condition conduit.io/Enrolled of a pod, without its times, zero for none, and the pod's node; none: there is
+// no such pod, or it is bound to no node.
+func (x *Index) Enrolled(namespace, name, uid string) (c corev1.PodCondition, node string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	w := x.workloads[Name{Namespace: namespace, Name: name}]
 	if w == nil || w.rec.uid != uid {
-		return corev1.PodCondition{}, false
+		return corev1.PodCondition{}, ""
 	}
-	return w.rec.condition(), true
+	return w.rec.condition(), w.rec.node
 }
 
 // Size is how much there is, for metrics.

@@ -20,3 +20,10 @@ func (r *Registry) Write(w io.Writer) {
 		fmt.Fprintf(w, "%s{enrolment=%q} %d\n", pods, word, c.Pods[e])
 	}
 }
+
+// Write writes the writer's metrics in the Prometheus text exposition format.
+func (w *Writer) Write(out io.Writer) {
+	const name = "conduit_node_reports_refused_total"
+	fmt.Fprintf(out, "# HELP %s Looks at reported pods that are of another node than the agent's: nothing is written of them.\n# TYPE %s counter\n%s %d\n",
+		name, name, name, w.foreign.Load())
+}

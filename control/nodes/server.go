@@ -7,16 +7,21 @@ import (
 	"io"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	nodev1 "conduit.io/conduit/api/nodev1"
 	"conduit.io/conduit/control/access"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 )
 
 // Limits, as api/proto documents them.
 const (
 	maxReported = 1024 // pods in a message
+	maxReason   = 128  // bytes that are kept of a reason, and written
+	maxText     = 1024 // of a message
+	maxState    = 4096 // bytes of what is said of a pod, or of an agent, then
 	maxNames    = 1000
 	maxPage     = 500
 	defaultPage = 100
@@ -93,13 +98,36 @@ func (s *Server) take(st *Stream, m *nodev1.ReportRequest) error {
 	if len(m.Pods) > maxReported || len(m.RemovedPods) > maxReported {
 		return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("more than %d pods in one message", maxReported))
 	}
-	if slices.ContainsFunc(m.Pods, func(p *nodev1.PodState) bool { return p.Uid == "" }) {
-		return connect.NewError(connect.CodeInvalidArgument, errors.New("a pod without its uid"))
+	for _, p := range m.Pods {
+		p.Reason, p.Message = cut(p.Reason, maxReason), cut(p.Message, maxText)
+		switch {
+		case p.Uid == "":
+			return connect.NewError(connect.CodeInvalidArgument, errors.New("a pod without its uid"))
+		case proto.Size(p) > maxState:
+			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("more than %d bytes about pod %.300q", maxState, p.Namespace+"/"+p.Name))
+		}
+	}
+	if a := m.Agent; a != nil {
+		a.Reason, a.Message = cut(a.Reason, maxReason), cut(a.Message, maxText)
+	}
+	if n := proto.Size(m.Agent); n > maxState {
+		return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d bytes about the agent, at most %d are taken", n, maxState))
 	}
 	if !st.Take(m) {
 		return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the first report must be full and have the agent's state, and a node has at most %d pods", maxPods))
 	}
 	return nil
+}
+
+// cut is at most the first n bytes of s, whole characters.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
 }
 
 // ListNodes is the NodeService's.

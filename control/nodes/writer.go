@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"conduit.io/conduit/api/kube"
 	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/control/access"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -31,6 +33,9 @@ type Writer struct {
 	log   *slog.Logger
 	now   func() time.Time
 
+	foreign atomic.Uint64 // reports of pods of other nodes
+	told    access.Told
+
 	mu      sync.Mutex
 	pods    queue                         // of nodes whose pods' conditions are to be looked at; nil: it does not run
 	taints  queue                         // of nodes whose taint is
@@ -48,8 +53,9 @@ type written struct {
 
 // Known is what the cache of pods says of their condition.
 type Known interface {
-	// Enrolled is the condition without its times, zero for none; false: there is no such pod.
-	Enrolled(namespace, name, uid string) (corev1.PodCondition, bool)
+	// Enrolled is the condition without its times, zero for none, and the pod's node; none: there is no such pod, or it is
+	// bound to no node.
+	Enrolled(namespace, name, uid string) (c corev1.PodCondition, node string)
 }
 
 const (
@@ -185,9 +191,17 @@ func same(a, b corev1.PodCondition) bool {
 
 // pod writes p's condition if it differs from what the cache says, and from what was written a moment ago.
 func (w *Writer) pod(ctx context.Context, node string, p *nodev1.PodState) error {
-	have, there := w.known.Enrolled(p.Namespace, p.Name, p.Uid)
-	if !there { // not seen yet; or gone, and soon the agent says so
+	have, at := w.known.Enrolled(p.Namespace, p.Name, p.Uid)
+	switch at {
+	case node:
+	case "": // not seen yet; or gone, and soon the agent says so
 		w.after(node, again)
+		return nil
+	default: // an agent speaks for its own node, and for no other
+		w.foreign.Add(1)
+		if w.told.First(node, w.now()) {
+			w.log.Warn("an agent reports a pod of another node; the same is not logged again for a while", "agent", node, "pod", p.Namespace+"/"+p.Name, "node", at)
+		}
 		return nil
 	}
 	c := wanted(p)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,11 +24,14 @@ type cache struct {
 	pods map[string]corev1.PodCondition // by UID
 }
 
-func (c *cache) Enrolled(_, _, uid string) (corev1.PodCondition, bool) {
+func (c *cache) Enrolled(_, _, uid string) (corev1.PodCondition, string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p, ok := c.pods[uid]
-	return p, ok
+	if !ok {
+		return p, ""
+	}
+	return p, "n1"
 }
 
 // stage is a real API server with a pod, and the Writers before it, one after the other.
@@ -152,6 +156,41 @@ func TestConditionIsWrittenOnce(t *testing.T) {
 	}
 }
 
+// TestPodsOfOtherNodes: of a pod of another node nothing is written, whatever an agent says; that is counted, and logged once.
+func TestPodsOfOtherNodes(t *testing.T) {
+	s := newStage(t)
+	s.see(s.pod)
+	var log strings.Builder
+	w := s.writer()
+	w.log = slog.New(slog.NewTextHandler(&log, nil))
+	lie := &nodev1.PodState{Uid: s.state.Uid, Namespace: "default", Name: "web", Enrolment: nodev1.PodState_ENROLMENT_BYPASSED, Reason: "Lie"}
+	s.r.Open("n2", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{lie}})
+	for range 3 {
+		if err := w.conditions(t.Context(), "n2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := s.client.CoreV1().Pods("default").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := s.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if enrolled(p).Type != "" || len(events.Items) != 0 {
+		t.Errorf("another node's agent had written: %+v, %v", enrolled(p), events.Items)
+	}
+	var metrics strings.Builder
+	w.Write(&metrics)
+	if !strings.Contains(metrics.String(), "conduit_node_reports_refused_total 3\n") || strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "agent=n2") {
+		t.Errorf("want 3 counted, and 1 line with the agent's node:\n%s\n%s", metrics.String(), log.String())
+	}
+	if p := s.report(w); enrolled(p).Status != corev1.ConditionTrue { // its own agent is not disturbed
+		t.Errorf("its own agent's report: %+v", enrolled(p))
+	}
+}
+
 // TestTaintDoesNotWait: a node that is ready has its taint taken off while writes of conditions get no further.
 func TestTaintDoesNotWait(t *testing.T) {
 	s := newStage(t)
@@ -194,8 +233,8 @@ func TestTaintDoesNotWait(t *testing.T) {
 // stuck is a cache that does not answer.
 type stuck struct{ free, held chan struct{} }
 
-func (s *stuck) Enrolled(_, _, _ string) (corev1.PodCondition, bool) {
+func (s *stuck) Enrolled(_, _, _ string) (corev1.PodCondition, string) {
 	s.held <- struct{}{}
 	<-s.free
-	return corev1.PodCondition{}, false
+	return corev1.PodCondition{}, ""
 }
