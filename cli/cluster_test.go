@@ -89,6 +89,16 @@ func (s *stage) play(act func(ctx context.Context)) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
+// until waits for what others do.
+func (s *stage) until(what string, done func() bool) {
+	s.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); <-time.After(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
 // rollout plays the controllers of Deployments and DaemonSets, and Conduit's own, which publishes the trust bundle.
 func (s *stage) rollout(ctx context.Context) {
 	apps := s.client.AppsV1()
@@ -97,7 +107,7 @@ func (s *stage) rollout(ctx context.Context) {
 		d.Status.ObservedGeneration, d.Status.Replicas, d.Status.UpdatedReplicas, d.Status.ReadyReplicas, d.Status.AvailableReplicas = d.Generation, n, n, n, n
 		_, _ = apps.Deployments(deploy.Namespace).UpdateStatus(ctx, d, metav1.UpdateOptions{}) // later, if not now
 		_, _ = s.client.CoreV1().ConfigMaps(deploy.Namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "conduit-trust-roots",
-			Labels: map[string]string{"app.kubernetes.io/part-of": "conduit", "app.kubernetes.io/managed-by": "conduit-controller"}}}, metav1.CreateOptions{})
+			Labels: map[string]string{kube.LabelInstallation: kube.Installation, "app.kubernetes.io/managed-by": "conduit-controller"}}}, metav1.CreateOptions{})
 	}
 	if d, err := apps.DaemonSets(deploy.Namespace).Get(ctx, deploy.Agent, metav1.GetOptions{}); err == nil {
 		d.Status.ObservedGeneration, d.Status.DesiredNumberScheduled, d.Status.UpdatedNumberScheduled, d.Status.NumberAvailable = d.Generation, 2, 2, 2
@@ -164,7 +174,7 @@ func TestCluster(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{{"before", s.before}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"mesh", s.mesh},
-		{"check", s.check}, {"fix", s.fix}, {"uninstall", s.uninstall}} {
+		{"check", s.check}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t
 			s.t = t
@@ -389,10 +399,14 @@ func (s *stage) uninstall(t *testing.T) {
 	}
 	defer s.play(s.sweep(corev1.PodSucceeded))()
 	_, errOut = s.conduit(ExitOK, "uninstall", "--apply", "--timeout", "2m", "--drain", "0s")
-	for _, want := range []string{"taint conduit.io/agent-not-ready of node n1 removed", "condition conduit.io/Enrolled of", "verified: 2 nodes clean, 0 objects left"} {
+	for _, want := range []string{"taint conduit.io/agent-not-ready of node n1 removed", "condition conduit.io/Enrolled of", "Namespace conduit stays: Conduit has not made PodDisruptionBudget mine",
+		"verified: 2 nodes clean, 0 objects left"} {
 		if !strings.Contains(errOut, want) {
 			t.Errorf("no %q in\n%s", want, errOut)
 		}
+	}
+	if n := strings.Count(errOut, "Deployment conduit-controller removed"); n != 1 {
+		t.Errorf("the controller is removed %d times", n)
 	}
 	n, err := s.client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
 	has := func(key string) bool {

@@ -252,6 +252,10 @@ func (o *applyOptions) act(ctx context.Context, env Env, do func(ctx context.Con
 // roll applies the objects in their order. With --wait the agents come when the controller is ready: they need its trust bundle
 // at their start.
 func (o *installOptions) roll(ctx context.Context, c *cluster.Cluster, objects []*unstructured.Unstructured, say func(string)) error {
+	objects, err := c.Claim(ctx, objects, say)
+	if err != nil {
+		return err
+	}
 	for _, obj := range objects {
 		if o.wait && obj.GetKind() == "DaemonSet" {
 			if err := c.AwaitController(ctx, say); err != nil {

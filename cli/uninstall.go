@@ -22,8 +22,9 @@ func newUninstall(env Env) *cobra.Command {
 		Short: "Remove Conduit from a cluster and its nodes, and prove it",
 		Long: `Print what of Conduit is on a cluster, as YAML for kubectl delete. That leaves the nodes as they are. With --apply everything is
 removed: the agents; then, by a pod on each node, the CNI plugin and all programs, pins, rules and routes, each node
-proving that none is left; then the controller, the conditions that it has written, the definitions, and the namespace with the
-issuer's key in it. The command ends when nothing is left, and fails when something is.
+proving that none is left; then the controller, the conditions that it has written, the definitions, the issuer's key, and the
+namespace, unless something is in it that Conduit has not made. The command ends when nothing of Conduit is left, and fails when
+something is.
 
 First all pods leave the mesh, by the MeshPolicy: new connections go directly, those of HTTP are led out of the mesh, and others have as
 long as --drain says; then they are cut, and it is said of how many pods. The labels of namespaces and pods are yours, and stay.`,

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/mesh"
 
 	"helm.sh/helm/v4/pkg/chart/common"
@@ -21,6 +22,7 @@ import (
 	v2 "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/json"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -42,11 +44,14 @@ const (
 	Agent      = "conduit-agent"      // DaemonSet, ServiceAccount
 )
 
-// PartOf selects every object of Conduit.
-const PartOf = "app.kubernetes.io/part-of=conduit"
+// PartOf selects every object of Conduit: what bears kube.LabelInstallation, and nothing else.
+const PartOf = kube.LabelInstallation + "=" + kube.Installation
 
 // Owned selects those that `conduit install` made, and not the controller or Helm.
 const Owned = PartOf + ",app.kubernetes.io/managed-by=conduit"
+
+// Ours reports whether o bears Conduit's mark. An object of the same name without it is somebody else's.
+func Ours(o metav1.Object) bool { return o.GetLabels()[kube.LabelInstallation] == kube.Installation }
 
 // HighAvailability is the chart's values for a control plane of several replicas.
 func HighAvailability() (map[string]any, error) {

@@ -135,7 +135,7 @@ func TestKindsAndLabels(t *testing.T) {
 			t.Errorf("%s %s in namespace %q: the kind is %+v", o.GetKind(), o.GetName(), o.GetNamespace(), kind)
 		}
 		seen[o.GetKind()] = true
-		if o.GetLabels()["app.kubernetes.io/part-of"] != "conduit" || o.GetLabels()["app.kubernetes.io/managed-by"] != "conduit" {
+		if !Ours(o) || o.GetLabels()["app.kubernetes.io/part-of"] != "conduit" || o.GetLabels()["app.kubernetes.io/managed-by"] != "conduit" {
 			t.Errorf("%s %s has the labels %v", o.GetKind(), o.GetName(), o.GetLabels())
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/mesh"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -33,7 +34,7 @@ func (r Record) Object() (*unstructured.Unstructured, error) {
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap",
 		"metadata": map[string]any{"name": RecordName, "namespace": Namespace, "labels": map[string]any{
-			"app.kubernetes.io/name": "conduit", "app.kubernetes.io/component": "values", "app.kubernetes.io/instance": "conduit",
+			kube.LabelInstallation: kube.Installation, "app.kubernetes.io/name": "conduit", "app.kubernetes.io/component": "values", "app.kubernetes.io/instance": "conduit",
 			"app.kubernetes.io/part-of": "conduit", "app.kubernetes.io/version": r.Version, "app.kubernetes.io/managed-by": "conduit"}},
 		"data": map[string]any{recordVersion: r.Version, recordValues: string(text)},
 	}}, nil

@@ -27,6 +27,10 @@ const (
 
 // What Conduit writes.
 const (
+	// LabelInstallation is the mark of every object of an installation. An uninstall removes what bears it, and nothing else.
+	LabelInstallation = "conduit.io/installation"
+	Installation      = "conduit" // its value
+
 	ConditionEnrolled = "conduit.io/Enrolled"        // of Pods: what the kernel was seen to do with its sockets
 	TaintNotReady     = "conduit.io/agent-not-ready" // of Nodes, NoSchedule: no agent has wired the node yet
 )

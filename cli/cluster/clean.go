@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/cli/output"
 	"conduit.io/conduit/deploy"
 
@@ -18,7 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-const cleanerLabels = "app.kubernetes.io/name=conduit,app.kubernetes.io/component=uninstall"
+const cleanerLabels = deploy.PartOf + ",app.kubernetes.io/name=conduit,app.kubernetes.io/component=uninstall"
 
 // maxSaid bounds what is read of a cleaning pod's log, in bytes.
 const maxSaid = 64 << 10
@@ -80,7 +81,7 @@ func cleaner(node string, d *appsv1.DaemonSet) (*corev1.Pod, error) {
 	}
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "conduit-uninstall-", Namespace: deploy.Namespace, Labels: map[string]string{
-			"app.kubernetes.io/name": "conduit", "app.kubernetes.io/component": "uninstall", "app.kubernetes.io/part-of": "conduit"}},
+			kube.LabelInstallation: kube.Installation, "app.kubernetes.io/name": "conduit", "app.kubernetes.io/component": "uninstall", "app.kubernetes.io/part-of": "conduit"}},
 		Spec: corev1.PodSpec{
 			NodeName: node, RestartPolicy: corev1.RestartPolicyNever, HostNetwork: true, AutomountServiceAccountToken: new(bool),
 			Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}}, PriorityClassName: of.PriorityClassName,

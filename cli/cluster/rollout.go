@@ -29,10 +29,12 @@ func await(ctx context.Context, say func(string), look func(context.Context) (st
 	last := ""
 	return wait.PollUntilContextCancel(ctx, pollEvery, true, func(ctx context.Context) (bool, error) {
 		state, done, err := look(ctx)
-		if err != nil {
-			if passing(err) {
-				return false, nil
-			}
+		switch {
+		case err != nil && over(ctx): // which is what the error is about, in words of its own
+			return false, context.DeadlineExceeded
+		case err != nil && passing(err):
+			return false, nil
+		case err != nil:
 			return false, err
 		}
 		if state != last && state != "" {
@@ -41,6 +43,12 @@ func await(ctx context.Context, say func(string), look func(context.Context) (st
 		last = state
 		return done, nil
 	})
+}
+
+// over reports whether the time of ctx has come, though ctx may not say so yet: clients look at the time themselves.
+func over(ctx context.Context) bool {
+	end, limited := ctx.Deadline()
+	return ctx.Err() == nil && limited && !time.Now().Before(end) || errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
 // passing reports whether asking again may help.

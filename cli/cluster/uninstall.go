@@ -64,12 +64,24 @@ func (c *Cluster) Uninstall(ctx context.Context, say func(string)) error {
 	if err := c.removeAll(ctx, had, "", say); err != nil {
 		return err
 	}
+	if err := c.releaseNamespace(ctx, had, say); err != nil {
+		return err
+	}
 	return c.verify(ctx, len(nodes), say)
 }
 
-// removeAll removes the objects of a kind, or of all kinds, the last one first.
+// removeAll removes the objects of a kind, or (empty) of all kinds that have not been removed yet, the last one first. The Namespace
+// is not for it.
 func (c *Cluster) removeAll(ctx context.Context, objects []*unstructured.Unstructured, kind string, say func(string)) error {
 	for _, o := range slices.Backward(objects) {
+		switch o.GetKind() {
+		case "Namespace":
+			continue
+		case "DaemonSet", "Deployment":
+			if kind == "" {
+				continue // each has had its turn
+			}
+		}
 		if kind != "" && o.GetKind() != kind {
 			continue
 		}

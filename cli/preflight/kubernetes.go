@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/version"
 )
 
@@ -30,7 +32,7 @@ func Before(ctx context.Context, c *cluster.Cluster) Report {
 	}
 	return report([]Category{api,
 		{"conduit-permissions", []Check{mayInstall(ctx, c)}},
-		{"conduit-namespace", []Check{namespaceFree(ctx, c)}},
+		{"conduit-namespace", []Check{namespaceFree(ctx, c), namesFree(ctx, c)}},
 		nodes(ctx, c),
 	})
 }
@@ -95,12 +97,34 @@ func namespaceFree(ctx context.Context, c *cluster.Cluster) Check {
 		return failed(d, err.Error(), "kubectl get namespace "+deploy.Namespace)
 	case ns.DeletionTimestamp != nil:
 		return failed(d, "it is being removed", "kubectl wait --for=delete namespace/"+deploy.Namespace)
-	case ns.Labels["app.kubernetes.io/part-of"] == "conduit":
+	case deploy.Ours(ns):
 		return passed(d)
 	case ns.Labels[enforceLabel] != "" && ns.Labels[enforceLabel] != "privileged":
 		return failed(d, "it admits no pods that use the node's network, as agents do", "kubectl label --overwrite namespace "+deploy.Namespace+" "+enforceLabel+"=privileged")
 	}
 	return warned(d, "somebody else has made it; uninstall will leave it", "kubectl get namespace "+deploy.Namespace+" -o yaml")
+}
+
+// namesFree is about objects of other people under the names of Conduit's.
+func namesFree(ctx context.Context, c *cluster.Cluster) Check {
+	const d = "no object of somebody else's has a name that Conduit needs"
+	objects, err := deploy.Installation(map[string]any{"controller": map[string]any{"replicas": int64(2)}}) // with a disruption budget
+	if err != nil {
+		return failed(d, err.Error(), "conduit install")
+	}
+	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == "Namespace" }) // namespaceFree looks
+	foreign, err := c.Foreign(ctx, objects)
+	if err != nil {
+		return warned(d, err.Error(), "conduit check --pre --context NAME, as an administrator of the cluster")
+	}
+	if len(foreign) == 0 {
+		return passed(d)
+	}
+	var names []string
+	for _, o := range foreign {
+		names = append(names, cluster.Name(o))
+	}
+	return failed(d, "install would refuse, for "+some(names, ", "), "kubectl delete them, if nobody needs them; Conduit's own bear the label "+deploy.PartOf)
 }
 
 // nodes is about the machines, as far as the API server tells of them.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"conduit.io/conduit/api/kube"
 	certs "conduit.io/conduit/identity"
 
 	corev1 "k8s.io/api/core/v1"
@@ -65,6 +66,6 @@ var errIssuerGone = errors.New("the Secret " + IssuerSecret + " that was handed 
 
 func objectMeta(namespace, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{
-		"app.kubernetes.io/name": "conduit", "app.kubernetes.io/part-of": "conduit",
+		kube.LabelInstallation: kube.Installation, "app.kubernetes.io/name": "conduit", "app.kubernetes.io/part-of": "conduit",
 		"app.kubernetes.io/managed-by": "conduit-controller"}}
 }

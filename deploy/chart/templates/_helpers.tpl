@@ -14,6 +14,7 @@ app.kubernetes.io/component: {{ . }}
 {{- define "conduit.labels" -}}
 {{- $root := index . 0 -}}
 {{ include "conduit.selector" (index . 1) }}
+conduit.io/installation: conduit
 app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/part-of: conduit
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
