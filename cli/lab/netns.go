@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,13 +18,17 @@ import (
 // netnsDir is where ip-netns(8) and container runtimes keep named namespaces.
 const netnsDir = "/run/netns"
 
-// Netns is a network namespace with a name under /run/netns.
+// Netns is a network namespace: one of the lab's, with a name under /run/netns, or what OpenNetns has found.
 type Netns struct {
 	name string
+	path string // empty: the name's, under /run/netns
 }
 
+// OpenNetns is the network namespace that a file holds; it stays somebody else's.
+func OpenNetns(path string) *Netns { return &Netns{name: path, path: path} }
+
 // Path is the file that holds the namespace, as CNI_NETNS wants it.
-func (n *Netns) Path() string { return filepath.Join(netnsDir, n.name) }
+func (n *Netns) Path() string { return cmp.Or(n.path, filepath.Join(netnsDir, n.name)) }
 
 // InNetns runs fn on an OS thread that is in the namespace, and returns fn's error. Sockets, files under
 // /proc/sys/net and processes that fn makes belong to the namespace; goroutines that fn starts do not run in it.
@@ -79,11 +84,6 @@ func (n *Netns) ListenWith(ctx context.Context, lc *net.ListenConfig, network, a
 // DialContext dials a literal address from inside the namespace. Names are not resolved there: net resolves and
 // races on goroutines of its own, which are elsewhere.
 func (n *Netns) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return n.DialWith(ctx, &net.Dialer{}, network, address)
-}
-
-// DialWith is DialContext with the caller's options.
-func (n *Netns) DialWith(ctx context.Context, d *net.Dialer, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
@@ -93,10 +93,19 @@ func (n *Netns) DialWith(ctx context.Context, d *net.Dialer, network, address st
 	}
 	var c net.Conn
 	err = n.InNetns(func() (err error) {
-		c, err = d.DialContext(ctx, network, address)
+		c, err = (&net.Dialer{}).DialContext(ctx, network, address)
 		return err
 	})
 	return c, err
+}
+
+// Socket is socket(2) in the namespace, for what package net does not make. The caller closes it.
+func (n *Netns) Socket(family, kind, proto int) (fd int, err error) {
+	err = n.InNetns(func() (err error) {
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, proto)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, err
 }
 
 // createNetns makes a named namespace, with its loopback still down. It refuses to replace one.

@@ -76,6 +76,17 @@ func (n *Node) AddPod(ctx context.Context, namespace, name string, opts PodOptio
 // String is NAMESPACE/NAME.
 func (p *Pod) String() string { return p.Namespace + "/" + p.PodName }
 
+// Name is the pod's name, without its namespace's.
+func (p *Pod) Name() string { return p.PodName }
+
+// Addrs are the pod's addresses, in the order of the CNI result.
+func (p *Pod) Addrs() []netip.Addr { return p.IPs }
+
+// Get asks the agent of the pod's node (Node.Get).
+func (p *Pod) Get(ctx context.Context, path string) (status int, body []byte, err error) {
+	return p.Node.Get(ctx, path)
+}
+
 // IfName is the pod's interface.
 func (p *Pod) IfName() string { return "eth0" }
 

@@ -28,7 +28,7 @@ const stopwatches = "/var/lib/e2e/stopwatch"
 // the other, and ten at once.
 func BenchmarkAdd(b *testing.B) {
 	c := kubetest.New(b)
-	importImages(b, c)
+	importImages(c)
 	conduit(b, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	defer conduit(b, c, "uninstall", "--apply", "--timeout", "3m")
 	conduit(b, c, "mesh", "ns/"+c.Namespace, "--apply")

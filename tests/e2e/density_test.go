@@ -15,7 +15,7 @@ const idlePods = 110
 // BenchmarkIdlePods is what a node with as many pods as it takes needs of memory: all of them enrolled, and silent.
 func BenchmarkIdlePods(b *testing.B) {
 	c := kubetest.New(b)
-	importImages(b, c)
+	importImages(c)
 	conduit(b, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	defer conduit(b, c, "uninstall", "--apply", "--timeout", "3m")
 	conduit(b, c, "mesh", "ns/"+c.Namespace, "--apply")

@@ -22,7 +22,7 @@ type life struct {
 func TestEnrol(t *testing.T) {
 	c := kubetest.New(t)
 	c.ImportLoad()
-	importImages(t, c)
+	importImages(c)
 	l := &life{Cluster: c, t: t, nodes: &byHand{Cluster: c, t: t}}
 	c.Apply(kubetest.LoadPod("client", 1, nil) + kubetest.LoadPod("server", 2, nil))
 	c.WaitReady("client", "server")

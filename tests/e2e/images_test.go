@@ -11,7 +11,7 @@ import (
 // The images of `make images` can be imported without a registry, and run.
 func TestImages(t *testing.T) {
 	c := kubetest.New(t)
-	importImages(t, c)
+	importImages(c)
 	for name, user := range map[string]int{"conduit-controller": 65532, "conduit-agent": 0, "conduit-proxy": 2102} {
 		type object = map[string]any
 		security := object{"readOnlyRootFilesystem": true, "capabilities": object{"drop": []string{"ALL"}}}

@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,30 +13,11 @@ import (
 const imagesVersion = "e2e"
 
 // importImages makes Conduit's images, and imports them on every node.
-func importImages(t testing.TB, c *kubetest.Cluster) { importImagesOf(t, c, binDir, imagesVersion) }
-
-func importImagesOf(t testing.TB, c *kubetest.Cluster, bin, version string) {
-	t.Helper()
-	out := t.TempDir()
-	build := exec.CommandContext(c.Context(), "go", "run", "conduit.io/conduit/deploy/images", "-bin", bin, "-out", out, "-version", version)
-	if said, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, said)
-	}
-	for _, name := range []string{"conduit-controller", "conduit-agent", "conduit-proxy"} {
-		if err := c.ImportImage(c.Context(), out+"/"+name+".tar"); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
+func importImages(c *kubetest.Cluster) { c.ImportConduit(binDir, imagesVersion) }
 
 // tryConduit is conduit, for what may fail.
 func tryConduit(c *kubetest.Cluster, args ...string) (string, error) {
-	return runConduit(c, binDir, args...)
-}
-
-func runConduit(c *kubetest.Cluster, bin string, args ...string) (string, error) {
-	said, err := exec.CommandContext(c.Context(), filepath.Join(bin, "conduit"), append(args, "--kubeconfig", c.Kubeconfig())...).CombinedOutput()
-	return string(said), err
+	return c.Conduit(binDir, args...)
 }
 
 // conduit runs the command line of Conduit on the cluster, and returns what it said.
@@ -60,7 +39,7 @@ func conduit(t testing.TB, c *kubetest.Cluster, args ...string) string {
 func TestInstall(t *testing.T) {
 	c := kubetest.New(t)
 	c.ImportLoad()
-	importImages(t, c)
+	importImages(c)
 	c.ImportProgram(probedImage, "conduit.io/conduit/tests/e2e/probed")
 	nodes := &byHand{Cluster: c, t: t}
 	var before []string
@@ -68,7 +47,7 @@ func TestInstall(t *testing.T) {
 		before = append(before, nodes.configs(i))
 	}
 	conduit(t, c, "check", "--pre")
-	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
+	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion, "--set", "proxy.sameNode=link")
 	conduit(t, c, "check")
 	c.Apply(kubetest.LoadPod("client", 1, nil) + kubetest.LoadPod("server", 2, nil))
 	c.WaitReady("client", "server")
@@ -82,6 +61,7 @@ func TestInstall(t *testing.T) {
 	}
 	conduit(t, c, "check")
 	t.Run("reach", func(t *testing.T) { reach(t, nodes) })
+	t.Run("policy", func(t *testing.T) { policy(t, nodes) })
 	t.Run("services", func(t *testing.T) { services(t, c) })
 	c.Kubectl("annotate", "namespace", c.Namespace, kube.AnnotationMode+"=STRICT")
 	c.Apply(probedPod(1))

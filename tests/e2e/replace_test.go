@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"strings"
+
+	"conduit.io/conduit/tests/cluster/kubetest"
 )
 
 // replace is a rollout of the DaemonSet: every node gets another agent and another proxy.
@@ -35,16 +37,16 @@ func (w *world) green() {
 func (w *world) upgrade() {
 	const version = "e2e-2"
 	dir := w.t.TempDir()
-	if err := buildConduit(dir, version); err != nil {
+	if err := kubetest.BuildConduit(dir, version); err != nil {
 		w.t.Fatal(err)
 	}
-	importImagesOf(w.t, w.meshed, dir, version)
+	w.meshed.ImportConduit(dir, version)
 	w.load.goOn("until the upgrade")
-	said, err := runConduit(w.meshed, dir, "upgrade", "--apply", "--wait", "--timeout", "150s", "--set", "image.tag="+version)
+	said, err := w.meshed.Conduit(dir, "upgrade", "--apply", "--wait", "--timeout", "150s", "--set", "image.tag="+version)
 	if err != nil || !strings.Contains(said, "from version e2e-1 to "+version) {
 		w.t.Fatalf("conduit upgrade: %v\n%s", err, said)
 	}
-	if said, err := runConduit(w.meshed, dir, "check"); err != nil {
+	if said, err := w.meshed.Conduit(dir, "check"); err != nil {
 		w.t.Errorf("after the upgrade: %v\n%s", err, said)
 	}
 	w.load.goOn("through what is new")

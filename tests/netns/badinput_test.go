@@ -179,7 +179,7 @@ spec:
 
 // badManifests: a bad file is told by name, line and field; what it said before is in force until it is repaired.
 func badManifests(t *testing.T, n *testnet.Net, p pair, unharmed func(*testing.T)) {
-	node := p.from.Node
+	node := p.from.(*lab.Pod).Node
 	put := func(content string) {
 		t.Helper()
 		if err := node.WriteManifest("vip.yaml", []byte(content)); err != nil {
@@ -249,7 +249,7 @@ func (p pair) reachService(t *testing.T, vip netip.AddrPort) {
 			return err
 		}
 		got, err := bufio.NewReader(c).ReadString('\n')
-		if err == nil && !strings.HasPrefix(got, p.to.PodName+" ") {
+		if err == nil && !strings.HasPrefix(got, p.to.Name()+" ") {
 			err = fmt.Errorf("got %q", got)
 		}
 		return err

@@ -60,7 +60,7 @@ func bulkOpaque(t *testing.T, w *town, want string) {
 			fmt.Fprintf(c, "%d %s", n, got)
 		}
 	})
-	p := w.paths(port)[0]
+	p := w.far(port)
 	memory := w.watchRSS(t)
 	up := bulkDial(t, p)
 	start := time.Now()
@@ -105,7 +105,7 @@ func bulkHTTP(t *testing.T, w *town, want string) {
 		got, n, err := sum(r.Body)
 		fmt.Fprintf(rw, "%d of %d %s %v", n, r.ContentLength, got, err)
 	}))
-	p := w.paths(port)[0]
+	p := w.far(port)
 	hc := &http.Client{Transport: &http.Transport{DialContext: p.dialer(), WriteBufferSize: 64 << 10, ReadBufferSize: 64 << 10}}
 	t.Cleanup(hc.CloseIdleConnections)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -149,8 +149,8 @@ func TestStoppedReader(t *testing.T) {
 	s := &pusher{}
 	raw := testnet.Serve(t, w.server, 0, s.serve)
 	web := serveHTTP(t, w.server, s)
-	for _, i := range []int{0, 2} {
-		p, h := w.paths(raw)[i], w.paths(web)[i]
+	for i, p := range []path{w.far(raw), w.near(raw)} {
+		h := []path{w.far(web), w.near(web)}[i]
 		t.Run(p.name+"/opaque", func(t *testing.T) { stopReading(t, w, s, p, h, func(*http.Client) io.Reader { return s.open(t, p) }) })
 		for name, h2 := range map[string]bool{"http1": false, "http2": true} {
 			t.Run(h.name+"/"+name, func(t *testing.T) {
@@ -220,7 +220,7 @@ func serverStops(t *testing.T, w *town) {
 		got, n, err := sum(c)
 		result <- fmt.Sprint(n, got, err)
 	})
-	p := w.paths(port)[0]
+	p := w.far(port)
 	c := bulkDial(t, p)
 	count := &counter{r: noise('p', pushed)}
 	failed := make(chan error, 1)

@@ -51,7 +51,7 @@ func newBustle(t *testing.T, pairs []pair) *bustle {
 			dials := 0
 			c := p.client(1, &dials)
 			defer c.CloseIdleConnections()
-			return p.post(ctx, c, lab.IPv6, "anew")
+			return p.post(ctx, c, p.family(), "anew")
 		})
 		held := p.hold(t)
 		b.start(ctx, p.String()+", TCP held", func() error { return p.askOn(held, "held") })

@@ -15,10 +15,12 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,8 +31,14 @@ import (
 	"conduit.io/conduit/tests/testnet"
 )
 
+// Where the servers listen.
+const (
+	pgPort    = 5432
+	redisPort = 6379
+)
+
 // daemon starts a server program in a pod, as the user, and stops it with sig when the test ends.
-func daemon(t *testing.T, p *lab.Pod, cred *syscall.Credential, sig syscall.Signal, dir, name string, args ...string) {
+func daemon(t *testing.T, p testnet.Pod, cred *syscall.Credential, sig syscall.Signal, dir, name string, args ...string) {
 	t.Helper()
 	cmd := p.Command(context.Background(), name, args...)
 	log := filepath.Join(dir, "log")
@@ -82,9 +90,9 @@ func postgresUser(t *testing.T) *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
-// pgCluster makes a database cluster that trusts everybody and has a TLS certificate for the pod's addresses. It returns its
+// pgCluster makes a database cluster that trusts everybody and has a TLS certificate for the addresses. It returns its
 // directory and the certificate's file.
-func pgCluster(t *testing.T, p *lab.Pod, bin string, cred *syscall.Credential) (dir, cert string) {
+func pgCluster(t *testing.T, addrs []netip.Addr, bin string, cred *syscall.Credential) (dir, cert string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "conduit-pg-")
 	if err != nil {
@@ -105,11 +113,11 @@ func pgCluster(t *testing.T, p *lab.Pod, bin string, cred *syscall.Credential) (
 		t.Fatal(err)
 	}
 	cert = filepath.Join(dir, "server.crt")
-	selfSigned(t, p, cert, filepath.Join(dir, "server.key"), cred)
+	selfSigned(t, addrs, cert, filepath.Join(dir, "server.key"), cred)
 	return dir, cert
 }
 
-func selfSigned(t *testing.T, p *lab.Pod, certFile, keyFile string, cred *syscall.Credential) {
+func selfSigned(t *testing.T, addrs []netip.Addr, certFile, keyFile string, cred *syscall.Credential) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -117,7 +125,7 @@ func selfSigned(t *testing.T, p *lab.Pod, certFile, keyFile string, cred *syscal
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "pg"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	for _, ip := range p.IPs {
+	for _, ip := range addrs {
 		tmpl.IPAddresses = append(tmpl.IPAddresses, net.IP(ip.AsSlice()))
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
@@ -138,15 +146,15 @@ func selfSigned(t *testing.T, p *lab.Pod, certFile, keyFile string, cred *syscal
 
 func testPostgreSQL(t *testing.T, w *town) {
 	bin, cred := pgBin(t), postgresUser(t)
-	dir, cert := pgCluster(t, w.server, bin, cred)
+	dir, cert := pgCluster(t, slices.Concat(w.server.Addrs(), w.service), bin, cred)
 	var addrs []string
-	for _, ip := range w.server.IPs {
+	for _, ip := range w.server.Addrs() {
 		addrs = append(addrs, ip.String())
 	}
-	daemon(t, w.server, cred, syscall.SIGINT, dir, filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"), "-p", "5432",
+	daemon(t, w.server, cred, syscall.SIGINT, dir, filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"), "-p", fmt.Sprint(pgPort),
 		"-c", "listen_addresses="+strings.Join(addrs, ","), "-c", "unix_socket_directories="+dir, "-c", "fsync=off",
 		"-c", "ssl=on", "-c", "ssl_cert_file="+cert, "-c", "ssl_key_file="+filepath.Join(dir, "server.key"))
-	paths := w.paths(5432)
+	paths := w.paths(pgPort)
 	testnet.Eventually(t, 30*time.Second, func(ctx context.Context) error {
 		out, err := psqlCommand(ctx, paths[0], "sslmode=disable", "-c", "SELECT 1").CombinedOutput()
 		if err != nil {
@@ -154,7 +162,7 @@ func testPostgreSQL(t *testing.T, w *town) {
 		}
 		return nil
 	})
-	w.onPaths(t, 5432, func(t *testing.T, p path) {
+	w.onPaths(t, pgPort, func(t *testing.T, p path) {
 		for mode, ssl := range map[string]string{"sslmode=disable": "f", "sslmode=verify-full sslrootcert=" + cert: "t"} {
 			t.Run(mode[:len("sslmode=disable")], func(t *testing.T) { queryPostgreSQL(t, p, mode, ssl) })
 		}
@@ -183,7 +191,7 @@ func psql(t *testing.T, p path, mode string, stdin io.Reader, args ...string) st
 // queryPostgreSQL asks who is asking, copies 8 MB in and out again, and has the server notify an idle client.
 func queryPostgreSQL(t *testing.T, p path, mode, ssl string) {
 	who := psql(t, p, mode, nil, "-c", "SELECT inet_client_addr(), inet_server_addr(), ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-	if want := fmt.Sprintf("%s|%s|%s\n", p.client(), p.to.Addr(), ssl); who != want {
+	if want := fmt.Sprintf("%s|%s|%s\n", p.client(), p.at, ssl); who != want {
 		t.Errorf("server sees client|itself|TLS %q, want %q", who, want)
 	}
 	var rows bytes.Buffer
@@ -214,9 +222,9 @@ func queryPostgreSQL(t *testing.T, p path, mode, ssl string) {
 func testRedis(t *testing.T, w *town) {
 	server := needProgram(t, "redis-server", "redis-server")
 	needProgram(t, "redis-cli", "redis-server")
-	args := []string{"--port", "6379", "--save", "", "--protected-mode", "no", "--daemonize", "no", "--bind", "*", "-::*"}
+	args := []string{"--port", fmt.Sprint(redisPort), "--save", "", "--protected-mode", "no", "--daemonize", "no", "--bind", "*", "-::*"}
 	daemon(t, w.server, nil, syscall.SIGTERM, t.TempDir(), server, args...)
-	paths := w.paths(6379)
+	paths := w.paths(redisPort)
 	testnet.Eventually(t, 20*time.Second, func(ctx context.Context) error {
 		out, err := paths[0].from.Command(ctx, "redis-cli", "-h", paths[0].to.Addr().String(), "PING").CombinedOutput()
 		if string(out) != "PONG\n" {
@@ -224,7 +232,7 @@ func testRedis(t *testing.T, w *town) {
 		}
 		return nil
 	})
-	w.onPaths(t, 6379, askRedis)
+	w.onPaths(t, redisPort, askRedis)
 }
 
 func askRedis(t *testing.T, p path) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,11 +27,12 @@ const livePort = 8300
 
 // running are pods that talk while the mesh comes and goes.
 type running struct {
-	*testnet.Net
-	one, two                *lab.Node
-	client, near, far       *lab.Pod // of the namespace shop
-	opted                   *lab.Pod // of shop too, but labelled disabled
-	outsider                *lab.Pod
+	ground
+	shop                    string // the namespace
+	one, two                testnet.Node
+	client, near, far       testnet.Pod // of it
+	opted                   testnet.Pod // too, but labelled disabled
+	outsider                testnet.Pod
 	stop                    context.CancelFunc
 	ctx                     context.Context
 	talks                   sync.WaitGroup
@@ -38,19 +40,14 @@ type running struct {
 }
 
 func newRunning(t *testing.T) *running {
-	n := testnet.New(t, testnet.Config{Mesh: true})
-	r := &running{Net: n}
-	for _, ns := range []string{"shop", "plain"} {
-		if err := n.WriteNamespace(ns, nil, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.one, r.two = n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})
-	r.client, r.near = n.Pod(r.one, "shop", "client", lab.PodOptions{}), n.Pod(r.one, "shop", "near", lab.PodOptions{})
-	r.far = n.Pod(r.two, "shop", "far", lab.PodOptions{})
-	r.opted = n.Pod(r.one, "shop", "opted", lab.PodOptions{Labels: map[string]string{"conduit.io/mesh": "disabled"}})
-	r.outsider = n.Pod(r.one, "plain", "outsider", lab.PodOptions{})
-	for _, p := range n.Pods() {
+	r := &running{ground: newGround(t)}
+	r.shop = r.namespace(t, "shop", nil, nil)
+	r.one, r.two = r.node(1), r.node(2)
+	made := r.pods(t, resident{1, r.shop, "client", lab.PodOptions{}, nil}, resident{1, r.shop, "near", lab.PodOptions{}, nil}, resident{2, r.shop, "far", lab.PodOptions{}, nil},
+		resident{1, r.shop, "opted", lab.PodOptions{Labels: map[string]string{"conduit.io/mesh": "disabled"}}, nil},
+		resident{1, r.namespace(t, "plain", nil, nil), "outsider", lab.PodOptions{}, nil})
+	r.client, r.near, r.far, r.opted, r.outsider = made[0], made[1], made[2], made[3], made[4]
+	for _, p := range made {
 		witness(t, p, livePort, false, "tcp")
 	}
 	r.ctx, r.stop = context.WithCancel(t.Context())
@@ -59,8 +56,8 @@ func newRunning(t *testing.T) *running {
 }
 
 // pairs are who talks to whom, in both directions, on one node and between two.
-func (r *running) pairs() [][2]*lab.Pod {
-	return [][2]*lab.Pod{
+func (r *running) pairs() [][2]testnet.Pod {
+	return [][2]testnet.Pod{
 		{r.client, r.far}, {r.far, r.client}, {r.client, r.near}, {r.near, r.client},
 		{r.client, r.outsider}, {r.outsider, r.client}, {r.outsider, r.far}, {r.opted, r.far}, {r.far, r.opted},
 	}
@@ -72,14 +69,13 @@ func (r *running) enrol(t *testing.T, yes bool) {
 	var labels map[string]string
 	want := []string(nil)
 	if yes {
-		labels = map[string]string{"conduit.io/mesh": "enabled"}
-		want = []string{"shop/client", "shop/far", "shop/near"}
+		labels = enrolledLabels
+		want = []string{r.shop + "/client", r.shop + "/far", r.shop + "/near"}
 	}
-	if err := r.WriteNamespace("shop", labels, nil); err != nil {
-		t.Fatal(err)
-	}
+	r.namespace(t, r.shop, labels, nil)
 	testnet.Eventually(t, 15*time.Second, func(context.Context) error {
 		got := slices.Sorted(slices.Values(slices.Concat(enrolled(t, r.one), enrolled(t, r.two))))
+		got = slices.DeleteFunc(got, func(pod string) bool { return !strings.HasPrefix(pod, r.shop+"/") })
 		if !slices.Equal(got, want) {
 			return fmt.Errorf("enrolled: %v, want %v", got, want)
 		}
@@ -102,11 +98,11 @@ type talk struct {
 const talkTimeout = 5 * time.Second // for one exchange
 
 // member reports whether p is in the mesh when the namespace is labelled.
-func (r *running) member(p *lab.Pod) bool { return p.Namespace == "shop" && p != r.opted }
+func (r *running) member(p testnet.Pod) bool { return p != r.opted && p != r.outsider }
 
 // ownPort reports whether a server sees the client's own port: to servers outside the mesh the proxy goes with the pod's
 // address, and a port of its own.
-func (r *running) ownPort(from, to *lab.Pod, labelled bool) bool {
+func (r *running) ownPort(from, to testnet.Pod, labelled bool) bool {
 	return !labelled || !r.member(from) || r.member(to)
 }
 
@@ -114,14 +110,14 @@ func (r *running) ownPort(from, to *lab.Pod, labelled bool) bool {
 func (r *running) begin(t *testing.T, what string, labelled bool) (talks []*talk) {
 	t.Helper()
 	for _, pair := range r.pairs() {
-		for _, ip := range pair[1].IPs {
-			name := fmt.Sprintf("%s: %s to %s at %s", what, pair[0].PodName, pair[1].PodName, ip)
+		for _, ip := range pair[1].Addrs() {
+			name := fmt.Sprintf("%s: %s to %s at %s", what, pair[0].Name(), pair[1].Name(), ip)
 			sock, local, err := dialPod(pair[0], ip)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			k := &talk{name: name, sock: sock, done: make(chan struct{}), anyPort: !r.ownPort(pair[0], pair[1], labelled)}
-			k.want = sighting{name: pair[1].PodName, accepted: local, peer: local, local: netip.AddrPortFrom(ip, livePort)}
+			k.want = sighting{name: pair[1].Name(), accepted: local, peer: local, local: netip.AddrPortFrom(ip, livePort)}
 			var ctx context.Context
 			ctx, k.end = context.WithCancel(r.ctx)
 			r.talks.Go(func() { k.run(ctx) })
@@ -132,7 +128,7 @@ func (r *running) begin(t *testing.T, what string, labelled bool) (talks []*talk
 }
 
 // dialPod connects from p to another pod's witness.
-func dialPod(p *lab.Pod, to netip.Addr) (*rawSocket, netip.AddrPort, error) {
+func dialPod(p testnet.Pod, to netip.Addr) (*rawSocket, netip.AddrPort, error) {
 	s, err := newRawSocket(p, familyOf(to), 0)
 	if err != nil {
 		return nil, netip.AddrPort{}, err
@@ -218,18 +214,18 @@ func finish(talks []*talk) {
 // wantSteered makes a connection for each pair, and expects it steered at either end, or not.
 func (r *running) wantSteered(t *testing.T, when string, yes bool) {
 	t.Helper()
-	member := func(p *lab.Pod) bool { return yes && r.member(p) }
+	member := func(p testnet.Pod) bool { return yes && r.member(p) }
 	for _, pair := range r.pairs() {
 		from, to := pair[0], pair[1]
 		wantOut, wantIn := 0.0, 0.0
 		if member(from) {
 			wantOut = 1
 		}
-		if member(to) && (from.Node != to.Node || !member(from)) { // one hop, if it is known where it goes
+		if member(to) && ((from == r.far) != (to == r.far) || !member(from)) { // one hop, if it is known where it goes
 			wantIn = 1
 		}
-		for _, ip := range to.IPs {
-			out, in := steered(t, from.Node, from), inbound(t, to)
+		for _, ip := range to.Addrs() {
+			out, in := steered(t, from, from), inbound(t, to)
 			s, local, err := dialPod(from, ip)
 			if err != nil {
 				t.Errorf("%s: %s to %s: %v", when, from, ip, err)
@@ -237,10 +233,10 @@ func (r *running) wantSteered(t *testing.T, when string, yes bool) {
 			}
 			saw, err := s.ask("new", false)
 			s.Close()
-			if want := (sighting{to.PodName, local, local, netip.AddrPortFrom(ip, livePort), "new"}); err != nil || !alike(saw, want, !r.ownPort(from, to, yes)) {
+			if want := (sighting{to.Name(), local, local, netip.AddrPortFrom(ip, livePort), "new"}); err != nil || !alike(saw, want, !r.ownPort(from, to, yes)) {
 				t.Errorf("%s: %s to %s: server saw %v (%v), want %v", when, from, ip, saw, err, want)
 			}
-			if out, in = steered(t, from.Node, from)-out, inbound(t, to)-in; out != wantOut || in != wantIn {
+			if out, in = steered(t, from, from)-out, inbound(t, to)-in; out != wantOut || in != wantIn {
 				t.Errorf("%s: %s to %s at %s: steered %v at the client and %v at the server, want %v and %v", when, from, to, ip, out, in, wantOut, wantIn)
 			}
 		}
@@ -248,9 +244,9 @@ func (r *running) wantSteered(t *testing.T, when string, yes bool) {
 }
 
 // inbound counts the connections that the proxy has accepted for p from elsewhere.
-func inbound(t *testing.T, p *lab.Pod) float64 {
+func inbound(t *testing.T, p testnet.Pod) float64 {
 	t.Helper()
-	n, err := testnet.Metric(t.Context(), p.Node, "tcp_open_total", `direction="inbound"`, `dst="`+p.String()+`"`)
+	n, err := testnet.Metric(t.Context(), p, "tcp_open_total", `direction="inbound"`, `dst="`+p.String()+`"`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,10 +290,10 @@ func TestEnrolWhileTalking(t *testing.T) {
 	r.enrol(t, false)
 	wantUnharmed(t, "un-enrolled again", slices.Concat(r.before, r.during, r.between)...)
 	finish(r.during)
-	for _, p := range []*lab.Pod{r.client, r.near, r.far} {
+	for _, p := range []testnet.Pod{r.client, r.near, r.far} {
 		wantUntouchedSoon(t, p)
 	}
-	for _, node := range []*lab.Node{r.one, r.two} {
+	for _, node := range []testnet.Node{r.one, r.two} {
 		r.wantNoLookup(t, node)
 	}
 	wantUnharmed(t, "the mesh gone", slices.Concat(r.before, r.between)...)
@@ -306,10 +302,10 @@ func TestEnrolWhileTalking(t *testing.T) {
 	wantUnharmed(t, "enrolled a third time", slices.Concat(r.before, r.between)...)
 	r.flutter(t)
 	r.wantSteered(t, "enrolled a third time", true)
-	for _, p := range []*lab.Pod{r.client, r.near, r.far} {
+	for _, p := range []testnet.Pod{r.client, r.near, r.far} {
 		wantNoFault(t, p)
 	}
-	wantUntouched(t, r.opted.Netns)
+	wantUntouched(t, r.opted)
 }
 
 // flutter changes the label faster than the agents can follow; it is there at the end.
@@ -317,13 +313,11 @@ func (r *running) flutter(t *testing.T) {
 	t.Helper()
 	talks := r.begin(t, "fluttering", true)
 	for i := range 20 {
-		labels := map[string]string{"conduit.io/mesh": "enabled"}
+		labels := enrolledLabels
 		if i%2 == 0 {
 			labels = nil
 		}
-		if err := r.WriteNamespace("shop", labels, nil); err != nil {
-			t.Fatal(err)
-		}
+		r.namespace(t, r.shop, labels, nil)
 		if i%5 == 0 {
 			wantUnharmed(t, "fluttering", slices.Concat(r.before, r.between, talks)...)
 		}
@@ -334,9 +328,9 @@ func (r *running) flutter(t *testing.T) {
 }
 
 // wantNoLookup expects that no pod's program is left on the node.
-func (r *running) wantNoLookup(t *testing.T, node *lab.Node) {
+func (r *running) wantNoLookup(t *testing.T, node testnet.Node) {
 	t.Helper()
-	testnet.Eventually(t, 10*time.Second, func(context.Context) error {
+	testnet.Eventually(t, 30*time.Second, func(context.Context) error { // a cluster may still have pods of the test before
 		pins, err := os.ReadDir(filepath.Join(node.PinDir(), "lookups"))
 		if err != nil || len(pins) != 0 {
 			return fmt.Errorf("lookup programs pinned on %s: %v, %v", node.Name(), pins, err)
@@ -344,7 +338,7 @@ func (r *running) wantNoLookup(t *testing.T, node *lab.Node) {
 		return nil
 	})
 	for _, p := range podStates(t, node) {
-		if p.Enrolled || p.Leaving || p.Listeners["inV4"] || p.Listeners["outV6"] {
+		if p.Namespace == r.shop && (p.Enrolled || p.Leaving || p.Listeners["inV4"] || p.Listeners["outV6"]) {
 			t.Errorf("state of a pod that has left: %+v", p)
 		}
 	}
@@ -357,7 +351,7 @@ type podState struct {
 	Listeners             map[string]bool
 }
 
-func podStates(t *testing.T, node *lab.Node) (all []podState) {
+func podStates(t *testing.T, node testnet.Node) (all []podState) {
 	t.Helper()
 	status, body, err := node.Get(t.Context(), "/debug/pods")
 	if err == nil {
@@ -380,21 +374,18 @@ func TestModeChangesApply(t *testing.T) {
 	}
 	defer inside.Close()
 	for _, mode := range []string{"PERMISSIVE", "STRICT", "PERMISSIVE", "STRICT"} {
-		if err := r.WriteNamespace("shop", map[string]string{"conduit.io/mesh": "enabled"},
-			map[string]string{"conduit.io/mtls-mode": mode}); err != nil {
-			t.Fatal(err)
-		}
+		r.namespace(t, r.shop, enrolledLabels, map[string]string{"conduit.io/mtls-mode": mode})
 		testnet.Eventually(t, 15*time.Second, func(context.Context) error {
 			for _, p := range slices.Concat(podStates(t, r.one), podStates(t, r.two)) {
-				if p.Enrolled && p.Mode != mode {
+				if p.Namespace == r.shop && p.Enrolled && p.Mode != mode {
 					return fmt.Errorf("%s is %s, want %s", p.Name, p.Mode, mode)
 				}
 			}
 			return nil
 		})
-		for _, to := range []*lab.Pod{r.near, r.far} {
-			for _, ip := range to.IPs {
-				for _, from := range []*lab.Pod{r.client, r.outsider, r.opted} {
+		for _, to := range []testnet.Pod{r.near, r.far} {
+			for _, ip := range to.Addrs() {
+				for _, from := range []testnet.Pod{r.client, r.outsider, r.opted} {
 					r.wantMode(t, mode, from, ip)
 				}
 			}
@@ -407,7 +398,7 @@ func TestModeChangesApply(t *testing.T) {
 }
 
 // wantMode connects: members always may, others unless the mode is STRICT.
-func (r *running) wantMode(t *testing.T, mode string, from *lab.Pod, to netip.Addr) {
+func (r *running) wantMode(t *testing.T, mode string, from testnet.Pod, to netip.Addr) {
 	t.Helper()
 	s, _, err := dialPod(from, to)
 	if err == nil {
@@ -427,10 +418,10 @@ func (r *running) wantMode(t *testing.T, mode string, from *lab.Pod, to netip.Ad
 }
 
 // wantUntouchedSoon waits until nothing of the mesh is in a pod any more.
-func wantUntouchedSoon(t *testing.T, p *lab.Pod) {
+func wantUntouchedSoon(t *testing.T, p testnet.Pod) {
 	t.Helper()
 	testnet.Eventually(t, 20*time.Second, func(context.Context) error {
-		if got := tracesIn(t, p.Netns); got != (traces{}) {
+		if got := tracesIn(t, p); got != (traces{}) {
 			return fmt.Errorf("in %s, whose last steered connection has ended: %+v", p, got)
 		}
 		return nil
@@ -438,7 +429,7 @@ func wantUntouchedSoon(t *testing.T, p *lab.Pod) {
 }
 
 // open connects from a pod; the connection is closed when the test ends.
-func open(t *testing.T, from *lab.Pod, to netip.AddrPort) net.Conn {
+func open(t *testing.T, from testnet.Pod, to netip.AddrPort) net.Conn {
 	t.Helper()
 	c, err := testnet.Dial(t.Context(), from, to)
 	if err != nil {
@@ -449,7 +440,7 @@ func open(t *testing.T, from *lab.Pod, to netip.AddrPort) net.Conn {
 }
 
 // steered counts the connections of p that the kernel handed to the proxy.
-func steered(t *testing.T, node *lab.Node, p *lab.Pod) float64 {
+func steered(t *testing.T, node testnet.Asked, p testnet.Pod) float64 {
 	t.Helper()
 	v, err := testnet.Metric(t.Context(), node, "conduit_sockets_steered_total", `pod="`+p.String()+`"`)
 	if err != nil {

@@ -270,9 +270,9 @@ func manyStreams(ctx context.Context, t *testing.T, c rpc.TestServiceClient) {
 // killedServer ends a server while a stream is open: the client learns from the mesh what has happened. When the server
 // is back the same client goes on.
 func killedServer(t *testing.T, w *town) {
-	for _, i := range []int{0, 2} {
+	for _, way := range []func(uint16) path{w.far, w.near} {
 		_, s, port := serveCalls(t, w, 0)
-		p := w.paths(port)[i]
+		p := way(port)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		c := dialCalls(t, p)
 		both, err := c.FullDuplexCall(ctx)

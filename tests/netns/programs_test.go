@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"conduit.io/conduit/cli/lab"
 	"conduit.io/conduit/tests/testnet"
 )
 
@@ -31,7 +30,7 @@ func TestPrograms(t *testing.T) {
 }
 
 // serveHTTP runs a Go HTTP server, HTTP/1.1 and HTTP/2 without TLS, on all addresses of a pod until the test ends.
-func serveHTTP(t *testing.T, p *lab.Pod, h http.Handler) uint16 {
+func serveHTTP(t *testing.T, p testnet.Pod, h http.Handler) uint16 {
 	t.Helper()
 	l := testnet.Listen(t, p, "tcp", "[::]:0")
 	s := &http.Server{Handler: h, Protocols: new(http.Protocols), ReadHeaderTimeout: 10 * time.Second}

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,51 +32,32 @@ const (
 // region is two nodes with a pod of each kind on each: the open ones are PERMISSIVE and go on without a proxy, the shut
 // ones are STRICT and do not. All of them serve, and call each other. The outsider, on node one, is not in the mesh.
 type region struct {
-	*testnet.Net
-	one, two     *lab.Node
-	openA, openB *lab.Pod // on node one, on node two
-	shutA, shutB *lab.Pod
-	outsider     *lab.Pod
+	ground
+	open, shut, plain string // namespaces
+	one, two          testnet.Node
+	openA, openB      testnet.Pod // on node one, on node two
+	shutA, shutB      testnet.Pod
+	outsider          testnet.Pod
 }
 
 func newRegion(t *testing.T) *region {
 	t.Helper()
-	n := testnet.New(t, testnet.Config{Mesh: true})
-	mesh := map[string]string{"conduit.io/mesh": "enabled"}
-	for _, ns := range []struct {
-		name                string
-		labels, annotations map[string]string
-	}{
-		{"open", mesh, map[string]string{"conduit.io/mtls-mode": "PERMISSIVE", "conduit.io/agent-down": "Open"}},
-		{"shut", mesh, map[string]string{"conduit.io/mtls-mode": "STRICT", "conduit.io/agent-down": "Closed"}},
-		{"plain", nil, nil},
-	} {
-		if err := n.WriteNamespace(ns.name, ns.labels, ns.annotations); err != nil {
-			t.Fatal(err)
-		}
+	return newRegionOn(t, newGround(t))
+}
+
+func newRegionOn(t *testing.T, g ground) *region {
+	t.Helper()
+	r := &region{ground: g, one: g.node(1), two: g.node(2),
+		open:  g.namespace(t, "open", enrolledLabels, map[string]string{"conduit.io/mtls-mode": "PERMISSIVE", "conduit.io/agent-down": "Open"}),
+		shut:  g.namespace(t, "shut", enrolledLabels, map[string]string{"conduit.io/mtls-mode": "STRICT", "conduit.io/agent-down": "Closed"}),
+		plain: g.namespace(t, "plain", nil, nil)}
+	wanted := func(node int, namespace, name, account string) resident {
+		return resident{node, namespace, name, lab.PodOptions{ServiceAccount: account}, nil}
 	}
-	r := &region{Net: n, one: n.MeshNode("one", lab.NodeConfig{}), two: n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})}
-	var group sync.WaitGroup // all at once: each waits for duplicate address detection
-	for _, p := range []struct {
-		pod             **lab.Pod
-		node            *lab.Node
-		namespace, name string
-	}{
-		{&r.openA, r.one, "open", "a"}, {&r.openB, r.two, "open", "b"},
-		{&r.shutA, r.one, "shut", "a"}, {&r.shutB, r.two, "shut", "b"}, {&r.outsider, r.one, "plain", "out"},
-	} {
-		group.Go(func() {
-			var err error
-			*p.pod, err = p.node.AddPod(t.Context(), p.namespace, p.name, lab.PodOptions{ServiceAccount: p.namespace + "-" + p.name})
-			if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	if group.Wait(); t.Failed() {
-		t.FailNow()
-	}
-	for _, p := range r.Pods() {
+	made := g.pods(t, wanted(1, r.open, "a", "open-a"), wanted(2, r.open, "b", "open-b"), wanted(1, r.shut, "a", "shut-a"), wanted(2, r.shut, "b", "shut-b"),
+		wanted(1, r.plain, "out", "plain-out"))
+	r.openA, r.openB, r.shutA, r.shutB, r.outsider = made[0], made[1], made[2], made[3], made[4]
+	for _, p := range made {
 		serveRegion(t, p)
 	}
 	for _, p := range r.pairs() {
@@ -86,7 +66,13 @@ func newRegion(t *testing.T) *region {
 	return r
 }
 
-func serveRegion(t *testing.T, p *lab.Pod) {
+// lab is the region's ground, in scenarios that only a lab allows, with its nodes.
+func (r *region) lab() (g *labGround, one, two *lab.Node) {
+	g = r.ground.(*labGround)
+	return g, g.nodes[0], g.nodes[1]
+}
+
+func serveRegion(t *testing.T, p testnet.Pod) {
 	t.Helper()
 	l := testnet.Listen(t, p, "tcp", fmt.Sprintf("[::]:%d", regionHTTP))
 	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols),
@@ -107,7 +93,20 @@ func serveRegion(t *testing.T, p *lab.Pod) {
 }
 
 // pair is a client and a server.
-type pair struct{ from, to *lab.Pod }
+type pair struct{ from, to testnet.Pod }
+
+// families are those in which the client can dial the server.
+func (p pair) families() (all []lab.Families) {
+	for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
+		if p.to.IP(f).IsValid() {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// family is the last of them.
+func (p pair) family() lab.Families { return p.families()[len(p.families())-1] }
 
 func (p pair) String() string { return p.from.String() + " to " + p.to.String() }
 
@@ -146,7 +145,7 @@ func (p pair) askOn(c net.Conn, token string) error {
 		return err
 	}
 	local := unmap(c.LocalAddr())
-	if want := (sighting{name: p.to.PodName, accepted: local, peer: local, local: unmap(c.RemoteAddr()), token: token}); saw != want {
+	if want := (sighting{name: p.to.Name(), accepted: local, peer: local, local: unmap(c.RemoteAddr()), token: token}); saw != want {
 		return fmt.Errorf("%s: the server saw %+v, want %+v", p, saw, want)
 	}
 	return nil
@@ -185,7 +184,7 @@ func (p pair) post(ctx context.Context, c *http.Client, f lab.Families, body str
 // await waits until the pair can talk by HTTP and by lines, in both families.
 func (p pair) await(t *testing.T) {
 	t.Helper()
-	for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
+	for _, f := range p.families() {
 		testnet.Eventually(t, 15*time.Second, func(ctx context.Context) error {
 			dials := 0
 			c := p.client(1, &dials)
@@ -198,7 +197,7 @@ func (p pair) await(t *testing.T) {
 // wantRefused expects connect(2) to fail at once with ECONNREFUSED, in both families.
 func (p pair) wantRefused(t *testing.T) {
 	t.Helper()
-	for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
+	for _, f := range p.families() {
 		if err := p.refused(t.Context(), f); err != nil {
 			t.Error(err)
 		}
@@ -242,7 +241,7 @@ func wantEnded(t *testing.T, what string, c net.Conn) {
 }
 
 // metric reads a counter, or fails the test.
-func metric(t *testing.T, node *lab.Node, name string, parts ...string) float64 {
+func metric(t *testing.T, node testnet.Asked, name string, parts ...string) float64 {
 	t.Helper()
 	v, err := testnet.Metric(t.Context(), node, name, parts...)
 	if err != nil {
@@ -252,7 +251,7 @@ func metric(t *testing.T, node *lab.Node, name string, parts ...string) float64 
 }
 
 // proxyPID is the process ID of a node's proxy, which must be there.
-func proxyPID(t testing.TB, node *lab.Node) (pid int) {
+func proxyPID(t testing.TB, node testnet.Node) (pid int) {
 	t.Helper()
 	testnet.Eventually(t, 2*time.Second, func(context.Context) (err error) {
 		// All threads of a busy proxy may be in pods' namespaces at one moment.
@@ -265,7 +264,7 @@ func proxyPID(t testing.TB, node *lab.Node) (pid int) {
 }
 
 // killProxy kills a node's proxy and waits for its end. It returns the process ID it had.
-func killProxy(t *testing.T, node *lab.Node) int {
+func killProxy(t *testing.T, node testnet.Node) int {
 	t.Helper()
 	pid := proxyPID(t, node)
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -288,10 +287,15 @@ func killProxy(t *testing.T, node *lab.Node) int {
 	return pid
 }
 
-// record captures the switch until the test ends, or until the function it returns is called.
 func (r *region) record(t *testing.T) (*lab.Capture, func()) {
 	t.Helper()
-	c, err := r.Switch().Capture()
+	return record(t, r.ground)
+}
+
+// record captures what passes between the nodes until the test ends, or until the function it returns is called.
+func record(t *testing.T, g ground) (*lab.Capture, func()) {
+	t.Helper()
+	c, err := g.capture()
 	if err != nil {
 		t.Fatal(err)
 	}

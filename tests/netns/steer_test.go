@@ -35,44 +35,42 @@ type course struct {
 
 // steering is a client, a server on its node and one on another, with a Service before each.
 type steering struct {
-	*testnet.Net
-	one, two          *lab.Node
-	client, near, far *lab.Pod
+	ground
+	shop              string // the namespace of all
+	client, near, far testnet.Pod
 	courses           map[int][]course // by address family
 }
 
 func newSteering(t *testing.T) *steering {
-	n := testnet.New(t, testnet.Config{Mesh: true})
-	n.EnrolledNamespace("shop")
-	s := &steering{Net: n, courses: map[int][]course{}}
-	s.one, s.two = n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})
-	s.client = n.Pod(s.one, "shop", "client", lab.PodOptions{ServiceAccount: "client"})
-	for i, name := range []string{"near", "far"} {
-		node := []*lab.Node{s.one, s.two}[i]
-		p := n.Pod(node, "shop", name, lab.PodOptions{Labels: map[string]string{"app": name}})
+	s := &steering{ground: newGround(t), courses: map[int][]course{}}
+	s.shop = s.namespace(t, "shop", enrolledLabels, nil)
+	server := func(node int, name string) resident {
+		return resident{node, s.shop, name, lab.PodOptions{Labels: map[string]string{"app": name}}, nil}
+	}
+	made := s.pods(t, resident{1, s.shop, "client", lab.PodOptions{ServiceAccount: "client"}, nil}, server(1, "near"), server(2, "far"))
+	s.client, s.near, s.far = made[0], made[1], made[2]
+	for _, p := range []testnet.Pod{s.near, s.far} {
 		witness(t, p, rawPort, false, "tcp4", "tcp6")
 		witness(t, p, detectPort, false, "tcp")
 		witness(t, p, firstPort, true, "tcp")
-		ips := lab.ServiceIPs(i + 1)
-		if err := n.WriteService(lab.Service{Namespace: "shop", Name: name, Selector: map[string]string{"app": name},
-			ClusterIPs: ips, Ports: []lab.ServicePort{
-				{Name: "tcp-raw", Port: rawPort - 100, TargetPort: fmt.Sprint(rawPort)},
-				{Name: "detect", Port: detectPort - 100, TargetPort: fmt.Sprint(detectPort)},
-				{Name: "first", Port: firstPort - 100, TargetPort: fmt.Sprint(firstPort)},
-			}}); err != nil {
-			t.Fatal(err)
-		}
-		for j, own := range []netip.Addr{p.IP(lab.IPv4), p.IP(lab.IPv6)} {
+		ips := s.service(t, lab.Service{Namespace: s.shop, Name: p.Name(), Selector: map[string]string{"app": p.Name()}, Ports: []lab.ServicePort{
+			{Name: "tcp-raw", Port: rawPort - 100, TargetPort: fmt.Sprint(rawPort)},
+			{Name: "detect", Port: detectPort - 100, TargetPort: fmt.Sprint(detectPort)},
+			{Name: "first", Port: firstPort - 100, TargetPort: fmt.Sprint(firstPort)},
+		}})
+		for _, ip := range ips {
+			own, family := p.IP(lab.IPv6), unix.AF_INET6
+			if ip.Is4() {
+				own, family = p.IP(lab.IPv4), unix.AF_INET
+			}
 			for _, port := range []uint16{rawPort, detectPort, firstPort} {
 				at := netip.AddrPortFrom(own, port)
-				family := familyOf(own)
 				s.courses[family] = append(s.courses[family],
-					course{dial: at, name: name, local: at, first: port == firstPort},
-					course{dial: netip.AddrPortFrom(ips[j], port-100), name: name, local: at, first: port == firstPort})
+					course{dial: at, name: p.Name(), local: at, first: port == firstPort},
+					course{dial: netip.AddrPortFrom(ip, port-100), name: p.Name(), local: at, first: port == firstPort})
 			}
 		}
 	}
-	s.near, s.far = n.Pods()[1], n.Pods()[2]
 	return s
 }
 
@@ -94,7 +92,7 @@ func (s *steering) awaitServices(t *testing.T) (connections int) {
 
 // visit is one connection along a course.
 type visit struct {
-	from   *lab.Pod
+	from   testnet.Pod
 	course course
 	token  string
 	reset  bool
@@ -140,7 +138,7 @@ func (v *visit) talk() error {
 		return err
 	}
 	want := sighting{name: v.course.name, accepted: local, peer: local, local: v.course.local, token: v.token}
-	if saw != want || peer != v.course.dial || !slices.Contains(v.from.IPs, local.Addr()) {
+	if saw != want || peer != v.course.dial || !slices.Contains(v.from.Addrs(), local.Addr()) {
 		return &misrouted{fmt.Sprintf("dialled %s from %s, peer is %s: server saw %v, want %v", v.course.dial, local, peer, saw, want)}
 	}
 	return nil
@@ -181,13 +179,16 @@ func TestSteering(t *testing.T) {
 		{"v4/shared source port", unix.AF_INET, 8000, true},
 		{"v6/shared source port", unix.AF_INET6, 4000, true},
 	} {
+		if len(s.courses[unix.AF_INET6]) == 0 { // pods have no IPv6
+			load.family = unix.AF_INET
+		}
 		t.Run(load.name, func(t *testing.T) { far += s.load(t, load.family, load.n, load.shared) })
 		total += load.n
 	}
-	if got := steered(t, s.one, s.client); int(got) != made+total {
+	if got := steered(t, s.client, s.client); int(got) != made+total {
 		t.Errorf("%v connections of the client were steered, want %d", got, made+total)
 	}
-	for _, p := range s.Pods() {
+	for _, p := range []testnet.Pod{s.client, s.near, s.far} {
 		wantNoFault(t, p)
 	}
 	after := s.carried(t)
@@ -199,10 +200,10 @@ func TestSteering(t *testing.T) {
 }
 
 // wantNoFault expects that the kernel saw no connection of p leave that should have been steered.
-func wantNoFault(t *testing.T, p *lab.Pod) {
+func wantNoFault(t *testing.T, p testnet.Pod) {
 	t.Helper()
 	for _, reason := range []string{"unseen", "unrouted"} {
-		got, err := testnet.Metric(t.Context(), p.Node, "conduit_sockets_bypassed_total", `pod="`+p.String()+`"`, `reason="`+reason+`"`)
+		got, err := testnet.Metric(t.Context(), p, "conduit_sockets_bypassed_total", `pod="`+p.String()+`"`, `reason="`+reason+`"`)
 		if err != nil || got != 0 {
 			t.Errorf("%v connections of %s bypassed the proxy, %s (%v)", got, p, reason, err)
 		}
@@ -214,7 +215,7 @@ func (s *steering) carried(t *testing.T) map[string]int {
 	t.Helper()
 	out := map[string]int{}
 	for _, tls := range []string{"mtls", "local", "none"} {
-		n, err := testnet.Metric(t.Context(), s.one, "tcp_open_total", `direction="outbound"`, `src="shop/client"`, `tls="`+tls+`"`)
+		n, err := testnet.Metric(t.Context(), s.client, "tcp_open_total", `direction="outbound"`, `src="`+s.client.String()+`"`, `tls="`+tls+`"`)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +264,7 @@ func (s *steering) load(t *testing.T, family, n int, shared bool) (far int) {
 	}
 	wg.Wait()
 	for i := range n {
-		if courses[i%len(courses)].name == s.far.PodName {
+		if courses[i%len(courses)].name == s.far.Name() {
 			far++
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,68 +25,63 @@ import (
 // town is two nodes of one mesh, with programs to run in it: server is STRICT and lives on node two, away is on node
 // one (its traffic to the server crosses the wire under mTLS), beside is on node two (one hop).
 type town struct {
-	*testnet.Net
-	one, two             *lab.Node
-	server, away, beside *lab.Pod
-	outsider             *lab.Pod // on node one, not in the mesh
+	ground
+	shop, plain          string // namespaces
+	server, away, beside testnet.Pod
+	outsider             testnet.Pod  // on node one, not in the mesh
+	service              []netip.Addr // the server's, on a cluster: a lab has no kube-proxy that it could get past
 }
+
+// The ports that a server of a cluster's town may listen on: its Service has them.
+const (
+	firstTownPort = 20000
+	townPorts     = 60
+)
 
 func newTown(t *testing.T) *town {
 	t.Helper()
-	n := testnet.New(t, testnet.Config{Mesh: true})
-	strict := map[string]string{"conduit.io/mtls-mode": "STRICT"}
-	if err := n.WriteNamespace("shop", map[string]string{"conduit.io/mesh": "enabled"}, strict); err != nil {
-		t.Fatal(err)
+	w := &town{ground: newGround(t)}
+	w.shop = w.namespace(t, "shop", enrolledLabels, map[string]string{"conduit.io/mtls-mode": "STRICT"})
+	w.plain = w.namespace(t, "plain", nil, nil)
+	labels := map[string]string{"app": "server"}
+	var ports []uint16
+	if city.bin != "" {
+		s := lab.Service{Namespace: w.shop, Name: "server", Selector: labels}
+		for i := range townPorts {
+			ports = append(ports, uint16(firstTownPort+i))
+		}
+		for _, port := range append(ports, pgPort, redisPort) {
+			s.Ports = append(s.Ports, lab.ServicePort{Name: fmt.Sprintf("p%d", port), Port: int32(port)})
+		}
+		w.service = w.ground.service(t, s)
 	}
-	if err := n.WriteNamespace("plain", nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	w := &town{Net: n}
-	w.one, w.two = n.MeshNode("one", lab.NodeConfig{}), n.MeshNode("two", lab.NodeConfig{Primary: lab.PTP})
-	w.pods(t)
+	made := w.pods(t, resident{2, w.shop, "server", lab.PodOptions{ServiceAccount: "server", Labels: labels}, ports},
+		resident{1, w.shop, "away", lab.PodOptions{}, nil}, resident{2, w.shop, "beside", lab.PodOptions{}, nil},
+		resident{1, w.plain, "outsider", lab.PodOptions{}, nil})
+	w.server, w.away, w.beside, w.outsider = made[0], made[1], made[2], made[3]
 	// The addresses of a new pod are usable for others once their agent has read its manifest.
 	port := testnet.Echo(t, w.server, 0)
 	for _, path := range w.paths(port) {
-		testnet.Eventually(t, 10*time.Second, func(ctx context.Context) error {
+		testnet.Eventually(t, 20*time.Second, func(ctx context.Context) error {
 			_, err := testnet.RoundTrip(ctx, path.from, path.to, []byte("here"))
 			return err
 		})
 	}
 	// The control for everything that follows: without mTLS the server cannot be reached.
-	if got, err := testnet.RoundTrip(t.Context(), w.outsider, w.paths(port)[0].to, []byte("plaintext")); err == nil {
-		t.Fatalf("a STRICT server answers plaintext: %q", got)
+	for _, path := range w.paths(port) {
+		if got, err := testnet.RoundTrip(t.Context(), w.outsider, path.to, []byte("plaintext")); err == nil {
+			t.Fatalf("a STRICT server answers plaintext at %s: %q", path.to, got)
+		}
 	}
 	return w
-}
-
-// pods makes all pods at once: each waits for duplicate address detection.
-func (w *town) pods(t *testing.T) {
-	t.Helper()
-	var group sync.WaitGroup
-	add := func(to **lab.Pod, node *lab.Node, namespace, name string, opts lab.PodOptions) {
-		group.Go(func() {
-			p, err := node.AddPod(t.Context(), namespace, name, opts)
-			if err != nil {
-				t.Error(err)
-			}
-			*to = p
-		})
-	}
-	add(&w.server, w.two, "shop", "server", lab.PodOptions{ServiceAccount: "server"})
-	add(&w.away, w.one, "shop", "away", lab.PodOptions{})
-	add(&w.beside, w.two, "shop", "beside", lab.PodOptions{})
-	add(&w.outsider, w.one, "plain", "outsider", lab.PodOptions{})
-	group.Wait()
-	if t.Failed() {
-		t.FailNow()
-	}
 }
 
 // path is a way from a client to the server.
 type path struct {
 	name string
-	from *lab.Pod
+	from testnet.Pod
 	to   netip.AddrPort
+	at   netip.Addr // the server's own address
 }
 
 // client is the address from which the server must see the client.
@@ -98,7 +92,7 @@ func (p path) client() netip.Addr {
 	return p.from.IP(lab.IPv6)
 }
 
-func podPort(p *lab.Pod, f lab.Families, port uint16) netip.AddrPort {
+func podPort(p testnet.Pod, f lab.Families, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(p.IP(f), port)
 }
 
@@ -119,9 +113,32 @@ func (p path) dialer() func(context.Context, string, string) (net.Conn, error) {
 	}
 }
 
-func (w *town) paths(port uint16) []path {
-	v4, v6 := podPort(w.server, lab.IPv4, port), podPort(w.server, lab.IPv6, port)
-	return []path{{"away/v4", w.away, v4}, {"away/v6", w.away, v6}, {"beside/v4", w.beside, v4}}
+// paths are all ways to a port of the server; the first is from another node, by the pod's IPv4 address.
+func (w *town) paths(port uint16) (all []path) {
+	add := func(name string, from testnet.Pod, to, at netip.Addr) {
+		if to.IsValid() && at.IsValid() {
+			all = append(all, path{name, from, netip.AddrPortFrom(to, port), at})
+		}
+	}
+	v4, v6 := w.server.IP(lab.IPv4), w.server.IP(lab.IPv6)
+	add("away/v4", w.away, v4, v4)
+	add("away/v6", w.away, v6, v6)
+	add("beside/v4", w.beside, v4, v4)
+	for _, ip := range w.service {
+		own, family := v4, "v4"
+		if ip.Is6() {
+			own, family = v6, "v6"
+		}
+		add("away/service/"+family, w.away, ip, own)
+		add("beside/service/"+family, w.beside, ip, own)
+	}
+	return all
+}
+
+// far is the way from the other node, near the one from the server's own.
+func (w *town) far(port uint16) path { return w.paths(port)[0] }
+func (w *town) near(port uint16) path {
+	return path{"beside/v4", w.beside, podPort(w.server, lab.IPv4, port), w.server.IP(lab.IPv4)}
 }
 
 // onPaths runs f for every path as a subtest.
@@ -143,7 +160,7 @@ func needProgram(t *testing.T, name, pkg string) string {
 }
 
 // output runs a program in a pod for at most 60 s and returns what it wrote to standard output.
-func output(t *testing.T, p *lab.Pod, stdin io.Reader, name string, args ...string) string {
+func output(t *testing.T, p testnet.Pod, stdin io.Reader, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -200,7 +217,8 @@ func (w *town) watchRSS(t *testing.T) *rssWatch {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	var pids [2]int
-	for i, node := range []*lab.Node{w.one, w.two} {
+	for i := range pids {
+		node := w.node(i + 1)
 		pid, err := node.ProxyPID()
 		if err != nil || pid == 0 {
 			t.Fatalf("proxy of %s: pid %d, %v", node.Name(), pid, err)

@@ -196,9 +196,10 @@ func wantFootprint(t *testing.T, node *lab.Node, before footprint) {
 func TestPodDeletedUnderLoad(t *testing.T) {
 	r := newRegion(t)
 	b := newBustle(t, []pair{{r.openA, r.openB}, {r.shutA, r.shutB}, {r.openA, r.shutA}})
-	before := footprintOf(t, r.one)
+	g, one, _ := r.lab()
+	before := footprintOf(t, one)
 	before.proxyFDs += 20 // the load's own connections come and go
-	victim := r.Pod(r.one, "open", "victim", lab.PodOptions{})
+	victim := g.Pod(one, "open", "victim", lab.PodOptions{})
 	serveRegion(t, victim)
 	out, in := pair{victim, r.shutB}, pair{r.openB, victim}
 	in.await(t)
@@ -220,7 +221,7 @@ func TestPodDeletedUnderLoad(t *testing.T) {
 			t.Errorf("connection to the deleted pod hung for %v: %v", a.took, a.err)
 		}
 	}
-	wantFootprint(t, r.one, before)
+	wantFootprint(t, one, before)
 	b.progress(2)
 	b.stop()
 	for _, name := range []string{"conduit_sockets_created_total", "conduit_sockets_steered_total", "conduit_sockets_bypassed_total"} {

@@ -191,7 +191,7 @@ func testWebSocket(t *testing.T, w *town) {
 	})
 	t.Run("refused", func(t *testing.T) { refuseUpgrade(t, w, port) })
 	t.Run("metrics", func(t *testing.T) {
-		n, err := testnet.Metric(context.Background(), w.one, "request_total", `direction="outbound"`, `src="shop/away"`, `dst="shop/server"`, `tls="mtls"`)
+		n, err := testnet.Metric(context.Background(), w.node(1), "request_total", `direction="outbound"`, `src="`+w.away.String()+`"`, `dst="`+w.server.String()+`"`, `tls="mtls"`)
 		if err != nil || n < 1 {
 			t.Errorf("%v requests over mTLS counted, %v", n, err)
 		}

@@ -20,11 +20,10 @@ const meshPort = 15008
 // whatever they say is unreadable on the wire, which carries TLS 1.3 between them and nothing else. What an outsider says to
 // a PERMISSIVE pod is readable there, or the test could not fail.
 func TestWireEncrypted(t *testing.T) {
-	r := newRegion(t)
-	for _, node := range []*lab.Node{r.one, r.two} { // new proxies: the record has the beginning of every connection of theirs
-		r.wantRecovered(t, node, killProxy(t, node))
-	}
-	capture, stop := r.record(t)
+	g := newGround(t)
+	whole, stopWhole := record(t, g) // before there are pods: it has the beginning of every connection between them
+	r := newRegionOn(t, g)
+	capture, stop := record(t, g) // and this one what they say when everybody knows of everybody
 	secret, public := "secret-of-the-enrolled", "words-of-the-outsider"
 	enrolledPairs := []pair{{r.openA, r.openB}, {r.openB, r.openA}, {r.shutA, r.shutB}, {r.shutB, r.shutA},
 		{r.openA, r.shutB}, {r.shutB, r.openA}, {r.shutA, r.openB}, {r.openB, r.shutA}}
@@ -34,6 +33,7 @@ func TestWireEncrypted(t *testing.T) {
 	outside := pair{r.outsider, r.openB}
 	outside.sayAll(t, public)
 	stop()
+	stopWhole()
 
 	if found := capture.Find([]byte(secret)); len(found) != 0 {
 		t.Errorf("words of enrolled pods are on the wire: %v", found)
@@ -46,8 +46,8 @@ func TestWireEncrypted(t *testing.T) {
 		t.Errorf("the outsider's words are on the wire for ports %v only, want %v", seen, want)
 	}
 	for _, p := range enrolledPairs {
-		for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
-			if err := p.wantTLS(capture, f); err != nil {
+		for _, f := range p.families() {
+			if err := p.wantTLS(whole, capture, f); err != nil {
 				t.Error(err)
 			}
 		}
@@ -57,7 +57,7 @@ func TestWireEncrypted(t *testing.T) {
 // sayAll says the words by HTTP/1.1, HTTP/2, gRPC and opaque TCP, in both families, and wants them back.
 func (p pair) sayAll(t *testing.T, words string) {
 	t.Helper()
-	for _, f := range []lab.Families{lab.IPv4, lab.IPv6} {
+	for _, f := range p.families() {
 		for _, version := range []int{1, 2} {
 			dials := 0
 			c := p.client(version, &dials)
@@ -77,23 +77,23 @@ func (p pair) sayAll(t *testing.T, words string) {
 	}
 }
 
-// wantTLS looks at everything that was captured between the client's and the server's address: it must be TLS 1.3, to the mesh
-// port, and there must be some.
-func (p pair) wantTLS(capture *lab.Capture, f lab.Families) error {
+// wantTLS looks at what was captured between the client's and the server's address: lately it must go to the mesh port alone, what goes
+// there must be TLS 1.3 from its beginning, and there must be some.
+func (p pair) wantTLS(whole, lately *lab.Capture, f lab.Families) error {
 	from, to := p.from.IP(f), p.to.IP(f)
+	between := func(flow lab.Flow) bool { return flow.Src.Addr() == from && flow.Dst.Addr() == to }
 	var errs []error
-	flows, sessions := capture.Flows(), 0
-	for flow, sent := range flows {
-		if flow.Src.Addr() != from || flow.Dst.Addr() != to {
-			continue
+	for flow, sent := range lately.Flows() {
+		if between(flow) && flow.Src.Port() != meshPort && flow.Dst.Port() != meshPort {
+			errs = append(errs, fmt.Errorf("%d bytes in %s, which is no mesh connection", len(sent), flow))
 		}
-		switch {
-		case flow.Dst.Port() == meshPort:
+	}
+	flows, sessions := whole.Flows(), 0
+	for flow, sent := range flows {
+		if between(flow) && flow.Dst.Port() == meshPort {
 			sessions++
 			answer := flows[lab.Flow{Src: flow.Dst, Dst: flow.Src}]
 			errs = append(errs, tlsHello(sent, clientHello), tls13(answer))
-		case flow.Src.Port() != meshPort:
-			errs = append(errs, fmt.Errorf("%d bytes in %s, which is no mesh connection", len(sent), flow))
 		}
 	}
 	if sessions == 0 {

@@ -20,12 +20,17 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"conduit.io/conduit/cli/lab"
+	"conduit.io/conduit/tests/cluster/inpod"
 	"conduit.io/conduit/tests/testnet"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(proberEnv) != "" {
 		os.Exit(beProber())
+	}
+	inpod.Main()
+	if os.Getenv(groundEnv) == "cluster" {
+		os.Exit(mainOnCluster(m))
 	}
 	os.Exit(testnet.Main(m))
 }
@@ -45,8 +50,11 @@ func wantCode(t *testing.T, what string, err error, code uint, parts ...string) 
 	}
 }
 
+// inside is a network namespace, or a pod.
+type inside interface{ InNetns(func() error) error }
+
 // rules lists the mesh's routing rules in a pod, by family.
-func rules(t *testing.T, ns *lab.Netns) (v4, v6 []netlink.Rule) {
+func rules(t *testing.T, ns inside) (v4, v6 []netlink.Rule) {
 	t.Helper()
 	err := ns.InNetns(func() error {
 		for family, out := range map[int]*[]netlink.Rule{netlink.FAMILY_V4: &v4, netlink.FAMILY_V6: &v6} {
@@ -69,7 +77,7 @@ type traces struct {
 	rules, routes, listeners int
 }
 
-func tracesIn(t *testing.T, ns *lab.Netns) (found traces) {
+func tracesIn(t *testing.T, ns inside) (found traces) {
 	t.Helper()
 	v4, v6 := rules(t, ns)
 	found.rules = len(v4) + len(v6)
@@ -102,10 +110,10 @@ func tracesIn(t *testing.T, ns *lab.Netns) (found traces) {
 }
 
 // wantUntouched expects no rule, no route and no listener of the mesh in a pod.
-func wantUntouched(t *testing.T, ns *lab.Netns) {
+func wantUntouched(t *testing.T, ns inside) {
 	t.Helper()
 	if got := tracesIn(t, ns); got != (traces{}) {
-		t.Errorf("in %s: %+v, want nothing of the mesh", ns.Path(), got)
+		t.Errorf("in %v: %+v, want nothing of the mesh", ns, got)
 	}
 }
 
@@ -339,7 +347,7 @@ func TestGC(t *testing.T) {
 }
 
 // enrolled lists the pods that the node's kernel steers, sorted.
-func enrolled(t *testing.T, node *lab.Node) []string {
+func enrolled(t *testing.T, node testnet.Node) []string {
 	t.Helper()
 	pods, err := testnet.AgentPods(t.Context(), node)
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"conduit.io/conduit/cli/lab"
 	"conduit.io/conduit/tests/testnet"
 )
 
@@ -55,7 +54,7 @@ const greeting = "greeting"
 
 // witness serves, in p, connections on port: it answers every line with what it sees and that line. One that speaks
 // first does so once before any line. Each network ("tcp": one socket for both families) gets a listener.
-func witness(t testing.TB, p *lab.Pod, port uint16, first bool, networks ...string) {
+func witness(t testing.TB, p testnet.Pod, port uint16, first bool, networks ...string) {
 	t.Helper()
 	for _, network := range networks {
 		address := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
@@ -72,7 +71,7 @@ func witness(t testing.TB, p *lab.Pod, port uint16, first bool, networks ...stri
 					}
 					return
 				}
-				go testify(c.(*net.TCPConn), p.PodName, first)
+				go testify(c.(*net.TCPConn), p.Name(), first)
 			}
 		}()
 	}
@@ -125,13 +124,9 @@ type rawSocket struct {
 }
 
 // newRawSocket makes a socket in p. proto is 0 for TCP, or unix.IPPROTO_MPTCP.
-func newRawSocket(p *lab.Pod, family, proto int) (*rawSocket, error) {
-	s := &rawSocket{family: family}
-	err := p.InNetns(func() (err error) {
-		s.fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, proto)
-		return err
-	})
-	return s, os.NewSyscallError("socket", err)
+func newRawSocket(p testnet.Pod, family, proto int) (*rawSocket, error) {
+	fd, err := p.Socket(family, unix.SOCK_STREAM, proto)
+	return &rawSocket{family: family, fd: fd}, err
 }
 
 // sockaddr is a in the family of s: IPv4 in an IPv6 socket is v4-mapped.

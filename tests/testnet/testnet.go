@@ -158,7 +158,7 @@ type AgentPod struct {
 }
 
 // AgentPods asks a node's agent what pods it knows, by NAMESPACE/NAME.
-func AgentPods(ctx context.Context, node *lab.Node) (map[string]AgentPod, error) {
+func AgentPods(ctx context.Context, node Node) (map[string]AgentPod, error) {
 	status, body, err := node.Get(ctx, "/debug/pods")
 	if err != nil || status != 200 {
 		return nil, fmt.Errorf("ask agent of %s for its pods: status %d: %w", node.Name(), status, err)
@@ -197,13 +197,13 @@ func Eventually(t testing.TB, timeout time.Duration, ok func(context.Context) er
 }
 
 // Metric sums the series of a metric on a node's admin endpoint whose label text contains all of the parts.
-func Metric(ctx context.Context, node *lab.Node, name string, parts ...string) (float64, error) {
+func Metric(ctx context.Context, node Asked, name string, parts ...string) (float64, error) {
 	status, body, err := node.Get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
 	if status != 200 {
-		return 0, fmt.Errorf("read metrics of %s: status %d", node.Name(), status)
+		return 0, fmt.Errorf("read metrics: status %d", status)
 	}
 	return sumSeries(string(body), name, parts)
 }

@@ -8,12 +8,10 @@ import (
 	"net/netip"
 	"testing"
 	"time"
-
-	"conduit.io/conduit/cli/lab"
 )
 
 // Listen opens a listener inside a pod, or fails the test; it is closed when the test ends.
-func Listen(t testing.TB, p *lab.Pod, network, address string) net.Listener {
+func Listen(t testing.TB, p Pod, network, address string) net.Listener {
 	t.Helper()
 	l, err := p.Listen(t.Context(), network, address)
 	if err != nil {
@@ -25,14 +23,14 @@ func Listen(t testing.TB, p *lab.Pod, network, address string) net.Listener {
 
 // Echo runs a TCP server inside a pod, on all addresses, that sends back what it gets and half-closes when its
 // client does. It returns the port.
-func Echo(t testing.TB, p *lab.Pod, port uint16) uint16 {
+func Echo(t testing.TB, p Pod, port uint16) uint16 {
 	t.Helper()
 	return Serve(t, p, port, func(c net.Conn) { io.Copy(c, c) })
 }
 
 // Serve runs a TCP server inside a pod, on all addresses; port 0 chooses one. Each connection gets handle in a
 // goroutine and is closed when handle returns. The server and its connections end with the test.
-func Serve(t testing.TB, p *lab.Pod, port uint16, handle func(net.Conn)) uint16 {
+func Serve(t testing.TB, p Pod, port uint16, handle func(net.Conn)) uint16 {
 	t.Helper()
 	l := Listen(t, p, "tcp", netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
 	ctx := t.Context()
@@ -57,8 +55,10 @@ func Serve(t testing.TB, p *lab.Pod, port uint16, handle func(net.Conn)) uint16 
 }
 
 // Dial connects from inside a pod; the connection has a deadline of 10 seconds.
-func Dial(ctx context.Context, from *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
-	c, err := from.DialWith(ctx, &net.Dialer{Timeout: 5 * time.Second}, "tcp", to.String())
+func Dial(ctx context.Context, from Pod, to netip.AddrPort) (*net.TCPConn, error) {
+	within, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := from.DialContext(within, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func Dial(ctx context.Context, from *lab.Pod, to netip.AddrPort) (*net.TCPConn, 
 }
 
 // RoundTrip sends message over a new connection, half-closes it and returns everything that came back.
-func RoundTrip(ctx context.Context, from *lab.Pod, to netip.AddrPort, message []byte) ([]byte, error) {
+func RoundTrip(ctx context.Context, from Pod, to netip.AddrPort, message []byte) ([]byte, error) {
 	c, err := Dial(ctx, from, to)
 	if err != nil {
 		return nil, err

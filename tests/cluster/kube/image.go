@@ -12,8 +12,10 @@ import (
 	"conduit.io/conduit/tests/cluster/machine"
 )
 
+// PauseImage is the image of a program that does nothing. Every node has it.
+const PauseImage = "localhost/pause:1"
+
 const (
-	pauseImage     = "localhost/pause:1"
 	pauseArchive   = "pause.tar"
 	corednsImage   = "localhost/coredns:1"
 	corednsArchive = "coredns.tar"
@@ -21,7 +23,7 @@ const (
 
 // makeImages writes the archives of the images that every cluster has.
 func (c *Cluster) makeImages(bins Binaries) error {
-	if err := ProgramImage(filepath.Join(c.dir, pauseArchive), pauseImage, filepath.Join(bins.Own, "pause")); err != nil {
+	if err := ProgramImage(filepath.Join(c.dir, pauseArchive), PauseImage, filepath.Join(bins.Own, "pause")); err != nil {
 		return err
 	}
 	return ProgramImage(filepath.Join(c.dir, corednsArchive), corednsImage, filepath.Join(bins.CoreDNS, "coredns"))
