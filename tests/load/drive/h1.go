@@ -78,6 +78,7 @@ func (h *h1Link) take(b []byte) (int, error) {
 		}
 		bodiless := h.r.cfg.Method == "HEAD" || h.head.Status == 204 || h.head.Status == 304
 		h.in, h.body, h.q.status = true, h1.NewBody(&h.head, true, bodiless), h.head.Status
+		h.q.reason = h.head.Reason
 	}
 	for {
 		data, n, done, err := h.body.Take(b[took:])

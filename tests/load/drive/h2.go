@@ -77,6 +77,8 @@ func (h *h2Link) Headers(id uint32, f *h2.Fields, end bool) {
 			} else {
 				q.status, _ = strconv.Atoi(f.List[i].Value)
 			}
+		case "conduit-reason":
+			q.reason = f.List[i].Value
 		case "grpc-status":
 			q.grpc = f.List[i].Value
 		case h.r.cfg.Trailer:

@@ -94,8 +94,16 @@ func (r *runner) complete(q *request) {
 	r.release(q)
 }
 
-// judge is what is wrong with an answer; "" for a good one.
+// judge is what is wrong with an answer, and why, where a mesh has given it; "" for a good one.
 func (r *runner) judge(q *request) string {
+	fault := r.fault(q)
+	if fault != "" && q.reason != "" {
+		fault += "-" + q.reason
+	}
+	return fault
+}
+
+func (r *runner) fault(q *request) string {
 	cfg := r.cfg
 	switch {
 	case q.status != cfg.Status:

@@ -24,6 +24,7 @@ type request struct {
 	intended int64 // when it was to start
 	sent     int64
 	status   int
+	reason   string // the mesh's, if it has answered in the server's place
 	got      int
 	owed     int    // received, not credited
 	grpc     string // status

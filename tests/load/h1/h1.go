@@ -15,6 +15,7 @@ type Head struct {
 	Chunked      bool
 	Close        bool // the connection ends after this exchange
 	Kind         string
+	Reason       string // conduit-reason: why a mesh has answered in the server's place
 }
 
 const maxHead = 64 << 10
@@ -112,6 +113,8 @@ func (h *Head) field(name, value []byte) (err error) {
 		h.Close = h.Close || is(value, "close")
 	case is(name, "content-type"):
 		h.Kind = string(value)
+	case is(name, "conduit-reason"):
+		h.Reason = string(value)
 	}
 	return nil
 }
