@@ -38,6 +38,8 @@ const usage = `conduit-proxy carries the traffic of one node's enrolled pods.
   --shards N          loops to spread pods over (default 1)
   --grace DURATION    how long connections may go on after SIGTERM (default 10s)
   --follow-grace DURATION   the same where another proxy has taken the pods over (default 60s)
+  --same-node direct|link   how pods of this node reach each other: in one hop, or by mTLS, as between nodes, so that what filters
+                            packets by pods' addresses sees theirs (default direct)
   --log-level LEVEL   debug, info, warn or error (default info)
   --version           print the version
 `
@@ -58,6 +60,7 @@ type options struct {
 	shards   int
 	grace    time.Duration
 	follow   time.Duration
+	sameNode string
 	level    slog.Level
 	version  bool
 }
@@ -107,6 +110,7 @@ func parse(e Env) (*options, error) {
 	f.IntVar(&o.shards, "shards", 1, "")
 	f.DurationVar(&o.grace, "grace", 10*time.Second, "")
 	f.DurationVar(&o.follow, "follow-grace", time.Minute, "")
+	f.StringVar(&o.sameNode, "same-node", "direct", "")
 	f.TextVar(&o.level, "log-level", slog.LevelInfo, "")
 	f.BoolVar(&o.version, "version", false, "")
 	if err := f.Parse(e.Args); err != nil {
@@ -126,6 +130,8 @@ func parse(e Env) (*options, error) {
 		return nil, errors.New("give one of --link, --link-fd and --static")
 	case o.shards < 1 || o.shards > 64:
 		return nil, fmt.Errorf("--shards %d is not within 1 to 64", o.shards)
+	case o.sameNode != "direct" && o.sameNode != "link":
+		return nil, fmt.Errorf("--same-node %q is neither direct nor link", o.sameNode)
 	case o.grace < 0 || o.follow < 0:
 		return nil, fmt.Errorf("--grace %s or --follow-grace %s is negative", o.grace, o.follow)
 	}
@@ -190,7 +196,7 @@ func runNode(e Env, o *options, loops []*loop.Loop, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	n := node.New(node.Options{Loops: loops, Log: log, Build: e.Version})
+	n := node.New(node.Options{Loops: loops, Log: log, Build: e.Version, LinkSameNode: o.sameNode == "link"})
 	ended := make(chan time.Duration, 1)
 	srv := link.New(at, n, log, func(grace time.Duration) {
 		select {

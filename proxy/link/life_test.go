@@ -13,12 +13,17 @@ import (
 	"conduit.io/conduit/api/frame"
 	api "conduit.io/conduit/api/node"
 	"conduit.io/conduit/mesh"
+	"conduit.io/conduit/proxy/node"
 )
 
 // local is a client pod and two server pods on one node.
 func local(t *testing.T, proto mesh.Protocol, endpoints ...string) *testNode {
 	t.Helper()
-	n := startNode(t)
+	return localOn(t, startNode(t), proto, endpoints...)
+}
+
+func localOn(t *testing.T, n *testNode, proto mesh.Protocol, endpoints ...string) *testNode {
+	t.Helper()
 	n.ca = newCA(t)
 	snap := &api.Snapshot{
 		Version: 1, TrustDomain: "test",
@@ -50,6 +55,24 @@ func TestOneHopOnTheSameNode(t *testing.T) {
 	}
 	n.want(`request_total{direction="outbound",src="shop/client",dst="shop/web",protocol="http2",tls="local",route="default"} 60`,
 		`conduit_proxy_mesh_connections_dialled_total 0`)
+}
+
+// The same over a link, as between nodes, where that is wanted; but a pod reaches itself directly.
+func TestLinkOnTheSameNode(t *testing.T) {
+	n := localOn(t, startNode(t, func(o *node.Options) { o.LinkSameNode = true }), mesh.Detect, webIP+":8080", clientIP+":8080")
+	httpApp(t, webIP+":8080", "one")
+	httpApp(t, clientIP+":8080", "self")
+	seen := map[string]int{}
+	c := httpClient(t, true)
+	for range 60 {
+		_, body, _ := get(t, c, "http://"+httpSvc+"/")
+		seen[strings.Fields(body)[0]]++
+	}
+	if seen["one"] == 0 || seen["self"] == 0 {
+		t.Errorf("spread %v", seen)
+	}
+	n.want(fmt.Sprintf(`request_total{direction="inbound",src="shop/client",dst="shop/web",protocol="http2",tls="mtls",route="default"} %d`, seen["one"]),
+		`conduit_proxy_mesh_connections_dialled_total 1`)
 }
 
 // A pod that calls its own Service reaches itself.

@@ -55,7 +55,7 @@ type testNode struct {
 	ended  chan time.Duration
 }
 
-func startNode(t *testing.T) *testNode {
+func startNode(t *testing.T, change ...func(*node.Options)) *testNode {
 	t.Helper()
 	var all []*loop.Loop
 	for range shards {
@@ -72,7 +72,11 @@ func startNode(t *testing.T) *testNode {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	n := &testNode{t: t, ended: make(chan time.Duration, 1), path: filepath.Join(t.TempDir(), "p.sock")}
-	n.node = node.New(node.Options{Loops: all, Log: log, Build: "test", MeshPort: meshPort, ConnectTimeout: 2 * time.Second})
+	o := node.Options{Loops: all, Log: log, Build: "test", MeshPort: meshPort, ConnectTimeout: 2 * time.Second}
+	for _, f := range change {
+		f(&o)
+	}
+	n.node = node.New(o)
 	ln, err := link.Listen(n.path)
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,9 @@ type Options struct {
 	MaxSeries int
 	// MeshPort is the port for mTLS; 0: mesh.MeshPort.
 	MeshPort uint16
+	// LinkSameNode has streams between two pods of the node go over a link, as between nodes. Without it they take one hop, inside the
+	// server's namespace: what filters packets by the pods' addresses does not see them.
+	LinkSameNode bool
 }
 
 // Node is the data plane. Its methods may be called from any goroutine but those of its loops; each returns when what

@@ -166,12 +166,13 @@ func (sh *shard) routeOut(c *call) {
 		sh.direct(c, ep.Addr)
 		return
 	}
-	if p := sh.n.local(w.UID); p != nil {
+	p := sh.n.local(w.UID)
+	if p != nil && (p == d.share.pod || !sh.n.o.LinkSameNode) {
 		c.count(&tg.labels, meter.Local)
 		sh.toApp(c, p, ep.Addr, d.client, req.Major)
 		return
 	}
-	if w.Meshed {
+	if w.Meshed || p != nil {
 		c.count(&tg.labels, meter.MTLS)
 		sh.overMesh(c, w, ep.Addr)
 		return

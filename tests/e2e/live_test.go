@@ -22,6 +22,11 @@ type world struct {
 // TestLive installs Conduit, and then does to it, under load, what people do to a cluster. Of the mesh's requests none may fail.
 func TestLive(t *testing.T) {
 	w := newWorld(t)
+	defer func() {
+		if t.Failed() { // the tests that follow are judged by themselves
+			_, _ = tryConduit(w.meshed, "uninstall", "--apply", "--timeout", "2m")
+		}
+	}()
 	for _, step := range []struct {
 		name string
 		run  func(*world)
@@ -56,7 +61,7 @@ func newWorld(t *testing.T) *world {
 	w.plain = kubetest.View(t, w.meshed.Cluster)
 	w.nodes = &byHand{Cluster: w.meshed, t: t}
 	w.meshed.ImportLoad()
-	importImages(t, w.meshed)
+	importImages(w.meshed)
 	conduit(t, w.meshed, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	conduit(t, w.meshed, "mesh", "ns/"+w.meshed.Namespace, "--apply")
 	for c, replicas := range map[*kubetest.Cluster]int{w.meshed: 10, w.plain: 3} {
