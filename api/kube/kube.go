@@ -32,6 +32,7 @@ const (
 	Installation      = "conduit" // its value
 
 	ConditionEnrolled = "conduit.io/Enrolled"        // of Pods: what the kernel was seen to do with its sockets
+	ConditionWired    = "conduit.io/Wired"           // of agents' Pods: what the agent says of its node
 	TaintNotReady     = "conduit.io/agent-not-ready" // of Nodes, NoSchedule: no agent has wired the node yet
 )
 

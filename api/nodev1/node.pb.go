@@ -92,6 +92,66 @@ func (PodState_Enrolment) EnumDescriptor() ([]byte, []int) {
 	return file_conduit_node_v1_node_proto_rawDescGZIP(), []int{4, 0}
 }
 
+// State says what a report is worth.
+type Node_State int32
+
+const (
+	Node_STATE_UNSPECIFIED Node_State = 0
+	// The agent is connected, has reported in the last 15 s, and is ready.
+	Node_STATE_READY Node_State = 1
+	// The agent is connected, has reported in the last 15 s, and is not ready: agent.reason and agent.message say why.
+	Node_STATE_NOT_READY Node_State = 2
+	// The agent is connected, and has not reported for more than 15 s.
+	Node_STATE_SILENT Node_State = 3
+	// No agent is connected.
+	Node_STATE_AWAY Node_State = 4
+)
+
+// Enum value maps for Node_State.
+var (
+	Node_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_READY",
+		2: "STATE_NOT_READY",
+		3: "STATE_SILENT",
+		4: "STATE_AWAY",
+	}
+	Node_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_READY":       1,
+		"STATE_NOT_READY":   2,
+		"STATE_SILENT":      3,
+		"STATE_AWAY":        4,
+	}
+)
+
+func (x Node_State) Enum() *Node_State {
+	p := new(Node_State)
+	*p = x
+	return p
+}
+
+func (x Node_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Node_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_conduit_node_v1_node_proto_enumTypes[1].Descriptor()
+}
+
+func (Node_State) Type() protoreflect.EnumType {
+	return &file_conduit_node_v1_node_proto_enumTypes[1]
+}
+
+func (x Node_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Node_State.Descriptor instead.
+func (Node_State) EnumDescriptor() ([]byte, []int) {
+	return file_conduit_node_v1_node_proto_rawDescGZIP(), []int{8, 0}
+}
+
 // ReportRequest is what an agent says of its node.
 type ReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -729,8 +789,13 @@ type Node struct {
 	// Whether its agent is connected now.
 	Connected    bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
 	LastReportAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_report_at,json=lastReportAt,proto3" json:"last_report_at,omitempty"`
-	// In the order of namespace and name, if asked for.
-	Pods          []*PodState `protobuf:"bytes,5,rep,name=pods,proto3" json:"pods,omitempty"`
+	// In the order of namespace and name, if asked for. As last reported: unless state is READY or NOT_READY this is what was, and
+	// not what is. The kernel goes on with the pods as it was told.
+	Pods []*PodState `protobuf:"bytes,5,rep,name=pods,proto3" json:"pods,omitempty"`
+	// What is to be made of it now, by the leader's clock.
+	State Node_State `protobuf:"varint,6,opt,name=state,proto3,enum=conduit.node.v1.Node_State" json:"state,omitempty"`
+	// Since when; for SILENT, the last report.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +861,20 @@ func (x *Node) GetLastReportAt() *timestamppb.Timestamp {
 func (x *Node) GetPods() []*PodState {
 	if x != nil {
 		return x.Pods
+	}
+	return nil
+}
+
+func (x *Node) GetState() Node_State {
+	if x != nil {
+		return x.State
+	}
+	return Node_STATE_UNSPECIFIED
+}
+
+func (x *Node) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
 	}
 	return nil
 }
@@ -867,13 +946,22 @@ const file_conduit_node_v1_node_proto_rawDesc = "" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\"h\n" +
 	"\x11ListNodesResponse\x12+\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x15.conduit.node.v1.NodeR\x05nodes\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xdc\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa9\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05agent\x18\x02 \x01(\v2\x1b.conduit.node.v1.AgentStateR\x05agent\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x12@\n" +
 	"\x0elast_report_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\flastReportAt\x12-\n" +
-	"\x04pods\x18\x05 \x03(\v2\x19.conduit.node.v1.PodStateR\x04pods2\xb0\x01\n" +
+	"\x04pods\x18\x05 \x03(\v2\x19.conduit.node.v1.PodStateR\x04pods\x121\n" +
+	"\x05state\x18\x06 \x01(\x0e2\x1b.conduit.node.v1.Node.StateR\x05state\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"f\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vSTATE_READY\x10\x01\x12\x13\n" +
+	"\x0fSTATE_NOT_READY\x10\x02\x12\x10\n" +
+	"\fSTATE_SILENT\x10\x03\x12\x0e\n" +
+	"\n" +
+	"STATE_AWAY\x10\x042\xb0\x01\n" +
 	"\vNodeService\x12M\n" +
 	"\x06Report\x12\x1e.conduit.node.v1.ReportRequest\x1a\x1f.conduit.node.v1.ReportResponse(\x010\x01\x12R\n" +
 	"\tListNodes\x12!.conduit.node.v1.ListNodesRequest\x1a\".conduit.node.v1.ListNodesResponseB&Z$conduit.io/conduit/api/nodev1;nodev1b\x06proto3"
@@ -890,46 +978,49 @@ func file_conduit_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_conduit_node_v1_node_proto_rawDescData
 }
 
-var file_conduit_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_conduit_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_conduit_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_conduit_node_v1_node_proto_goTypes = []any{
 	(PodState_Enrolment)(0),       // 0: conduit.node.v1.PodState.Enrolment
-	(*ReportRequest)(nil),         // 1: conduit.node.v1.ReportRequest
-	(*ReportResponse)(nil),        // 2: conduit.node.v1.ReportResponse
-	(*AgentState)(nil),            // 3: conduit.node.v1.AgentState
-	(*ProxyState)(nil),            // 4: conduit.node.v1.ProxyState
-	(*PodState)(nil),              // 5: conduit.node.v1.PodState
-	(*Sockets)(nil),               // 6: conduit.node.v1.Sockets
-	(*ListNodesRequest)(nil),      // 7: conduit.node.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 8: conduit.node.v1.ListNodesResponse
-	(*Node)(nil),                  // 9: conduit.node.v1.Node
-	nil,                           // 10: conduit.node.v1.Sockets.BypassedEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(Node_State)(0),               // 1: conduit.node.v1.Node.State
+	(*ReportRequest)(nil),         // 2: conduit.node.v1.ReportRequest
+	(*ReportResponse)(nil),        // 3: conduit.node.v1.ReportResponse
+	(*AgentState)(nil),            // 4: conduit.node.v1.AgentState
+	(*ProxyState)(nil),            // 5: conduit.node.v1.ProxyState
+	(*PodState)(nil),              // 6: conduit.node.v1.PodState
+	(*Sockets)(nil),               // 7: conduit.node.v1.Sockets
+	(*ListNodesRequest)(nil),      // 8: conduit.node.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 9: conduit.node.v1.ListNodesResponse
+	(*Node)(nil),                  // 10: conduit.node.v1.Node
+	nil,                           // 11: conduit.node.v1.Sockets.BypassedEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_conduit_node_v1_node_proto_depIdxs = []int32{
-	3,  // 0: conduit.node.v1.ReportRequest.agent:type_name -> conduit.node.v1.AgentState
-	5,  // 1: conduit.node.v1.ReportRequest.pods:type_name -> conduit.node.v1.PodState
-	11, // 2: conduit.node.v1.AgentState.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 3: conduit.node.v1.AgentState.proxy:type_name -> conduit.node.v1.ProxyState
-	11, // 4: conduit.node.v1.AgentState.certificates_expire_at:type_name -> google.protobuf.Timestamp
-	11, // 5: conduit.node.v1.ProxyState.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 0: conduit.node.v1.ReportRequest.agent:type_name -> conduit.node.v1.AgentState
+	6,  // 1: conduit.node.v1.ReportRequest.pods:type_name -> conduit.node.v1.PodState
+	12, // 2: conduit.node.v1.AgentState.started_at:type_name -> google.protobuf.Timestamp
+	5,  // 3: conduit.node.v1.AgentState.proxy:type_name -> conduit.node.v1.ProxyState
+	12, // 4: conduit.node.v1.AgentState.certificates_expire_at:type_name -> google.protobuf.Timestamp
+	12, // 5: conduit.node.v1.ProxyState.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 6: conduit.node.v1.PodState.enrolment:type_name -> conduit.node.v1.PodState.Enrolment
-	11, // 7: conduit.node.v1.PodState.since:type_name -> google.protobuf.Timestamp
-	6,  // 8: conduit.node.v1.PodState.sockets:type_name -> conduit.node.v1.Sockets
-	10, // 9: conduit.node.v1.Sockets.bypassed:type_name -> conduit.node.v1.Sockets.BypassedEntry
-	9,  // 10: conduit.node.v1.ListNodesResponse.nodes:type_name -> conduit.node.v1.Node
-	3,  // 11: conduit.node.v1.Node.agent:type_name -> conduit.node.v1.AgentState
-	11, // 12: conduit.node.v1.Node.last_report_at:type_name -> google.protobuf.Timestamp
-	5,  // 13: conduit.node.v1.Node.pods:type_name -> conduit.node.v1.PodState
-	1,  // 14: conduit.node.v1.NodeService.Report:input_type -> conduit.node.v1.ReportRequest
-	7,  // 15: conduit.node.v1.NodeService.ListNodes:input_type -> conduit.node.v1.ListNodesRequest
-	2,  // 16: conduit.node.v1.NodeService.Report:output_type -> conduit.node.v1.ReportResponse
-	8,  // 17: conduit.node.v1.NodeService.ListNodes:output_type -> conduit.node.v1.ListNodesResponse
-	16, // [16:18] is the sub-list for method output_type
-	14, // [14:16] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 7: conduit.node.v1.PodState.since:type_name -> google.protobuf.Timestamp
+	7,  // 8: conduit.node.v1.PodState.sockets:type_name -> conduit.node.v1.Sockets
+	11, // 9: conduit.node.v1.Sockets.bypassed:type_name -> conduit.node.v1.Sockets.BypassedEntry
+	10, // 10: conduit.node.v1.ListNodesResponse.nodes:type_name -> conduit.node.v1.Node
+	4,  // 11: conduit.node.v1.Node.agent:type_name -> conduit.node.v1.AgentState
+	12, // 12: conduit.node.v1.Node.last_report_at:type_name -> google.protobuf.Timestamp
+	6,  // 13: conduit.node.v1.Node.pods:type_name -> conduit.node.v1.PodState
+	1,  // 14: conduit.node.v1.Node.state:type_name -> conduit.node.v1.Node.State
+	12, // 15: conduit.node.v1.Node.since:type_name -> google.protobuf.Timestamp
+	2,  // 16: conduit.node.v1.NodeService.Report:input_type -> conduit.node.v1.ReportRequest
+	8,  // 17: conduit.node.v1.NodeService.ListNodes:input_type -> conduit.node.v1.ListNodesRequest
+	3,  // 18: conduit.node.v1.NodeService.Report:output_type -> conduit.node.v1.ReportResponse
+	9,  // 19: conduit.node.v1.NodeService.ListNodes:output_type -> conduit.node.v1.ListNodesResponse
+	18, // [18:20] is the sub-list for method output_type
+	16, // [16:18] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_conduit_node_v1_node_proto_init() }
@@ -942,7 +1033,7 @@ func file_conduit_node_v1_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_conduit_node_v1_node_proto_rawDesc), len(file_conduit_node_v1_node_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,

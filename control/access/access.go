@@ -19,9 +19,14 @@ type Caller struct {
 
 	// Node is the node of the pod that the token is bound to; empty: it is bound to none.
 	Node string
+	// Pod is the pod that the token is bound to; zero: it is bound to none.
+	Pod Pod
 	// Agent: it is the agent's ServiceAccount, and Node is set.
 	Agent bool
 }
+
+// Pod names a pod, and the one life of it.
+type Pod struct{ Namespace, Name, UID string }
 
 // ErrUnauthenticated is wrapped by the errors of an Authenticator that are the token's fault. Others are its own: the
 // caller may try again.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	discoveryv1 "conduit.io/conduit/api/discoveryv1"
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/v1alpha1"
 
 	corev1 "k8s.io/api/core/v1"
@@ -309,16 +310,19 @@ func (x *Index) Runs(node, namespace, serviceAccount string) bool {
 	return false
 }
 
-// Enrolled is the condition conduit.io/Enrolled of a pod, without its times, zero for none, and the pod's node; none: there is
+// Condition is conduit.io/Enrolled or conduit.io/Wired of a pod, without its times, zero for none, and the pod's node; none: there is
 // no such pod, or it is bound to no node.
-func (x *Index) Enrolled(namespace, name, uid string) (c corev1.PodCondition, node string) {
+func (x *Index) Condition(namespace, name, uid string, kind corev1.PodConditionType) (c corev1.PodCondition, node string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	w := x.workloads[Name{Namespace: namespace, Name: name}]
 	if w == nil || w.rec.uid != uid {
 		return corev1.PodCondition{}, ""
 	}
-	return w.rec.condition(), w.rec.node
+	if kind == kube.ConditionWired {
+		return valueOf(w.rec.wired), w.rec.node
+	}
+	return valueOf(w.rec.enrolled), w.rec.node
 }
 
 // Size is how much there is, for metrics.

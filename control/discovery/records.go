@@ -56,11 +56,12 @@ type pod struct {
 	ended       bool
 	said        kube.Said
 	enrolled    unique.Handle[corev1.PodCondition] // without times; zero: there is no such condition
+	wired       unique.Handle[corev1.PodCondition] // the same; agents' alone have it
 }
 
 // enrolment is what the pod's condition says.
 func (p *pod) enrolment() discoveryv1.Workload_Enrolment {
-	switch c := p.condition(); {
+	switch c := valueOf(p.enrolled); {
 	case c.Type == "":
 		return discoveryv1.Workload_ENROLMENT_UNSPECIFIED
 	case c.Status == corev1.ConditionTrue:
@@ -69,11 +70,12 @@ func (p *pod) enrolment() discoveryv1.Workload_Enrolment {
 	return discoveryv1.Workload_ENROLMENT_NOT_ENROLLED
 }
 
-func (p *pod) condition() corev1.PodCondition {
-	if p.enrolled == (unique.Handle[corev1.PodCondition]{}) {
+// valueOf is the condition; zero: there is none.
+func valueOf(c unique.Handle[corev1.PodCondition]) corev1.PodCondition {
+	if c == (unique.Handle[corev1.PodCondition]{}) {
 		return corev1.PodCondition{}
 	}
-	return p.enrolled.Value()
+	return c.Value()
 }
 
 type namespace struct {
@@ -175,13 +177,21 @@ func stripPod(o *corev1.Pod) *pod {
 	}
 	p.addrs = appendAddr(p.addrs, o.Status.PodIP)
 	p.bindings = bindings(&o.Spec)
-	for _, c := range o.Status.Conditions {
-		if c.Type == kube.ConditionEnrolled { // the same of most pods
-			p.enrolled = unique.Make(corev1.PodCondition{Type: kube.ConditionEnrolled, Status: c.Status, Reason: strings.Clone(c.Reason),
-				Message: strings.Clone(c.Message), ObservedGeneration: c.ObservedGeneration})
+	for i := range o.Status.Conditions {
+		switch c := &o.Status.Conditions[i]; c.Type {
+		case kube.ConditionEnrolled:
+			p.enrolled = timeless(c)
+		case kube.ConditionWired:
+			p.wired = timeless(c)
 		}
 	}
 	return p
+}
+
+// timeless is c without its times: the same of most pods.
+func timeless(c *corev1.PodCondition) unique.Handle[corev1.PodCondition] {
+	return unique.Make(corev1.PodCondition{Type: c.Type, Status: c.Status, Reason: strings.Clone(c.Reason),
+		Message: strings.Clone(c.Message), ObservedGeneration: c.ObservedGeneration})
 }
 
 // bindings are the host ports of a pod. On the host's network they are nothing but its own.

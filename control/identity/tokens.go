@@ -25,7 +25,8 @@ const (
 
 	// What the API server says of a token that is bound to a pod; of one that is bound to a node, the node alone.
 	nodeExtra = "authentication.kubernetes.io/node-name"
-	podExtra  = "authentication.kubernetes.io/pod-uid"
+	podExtra  = "authentication.kubernetes.io/pod-name"
+	uidExtra  = "authentication.kubernetes.io/pod-uid"
 
 	// maxToken bounds a token, in bytes.
 	maxToken = 16 << 10
@@ -178,7 +179,11 @@ func (t *tokens) judge(answer *authv1.TokenReview, token string) verdict {
 		c.Extra[k] = v
 	}
 	if n := c.Extra[nodeExtra]; len(n) == 1 {
-		c.Node, c.Agent = n[0], c.User == t.agent && len(c.Extra[podExtra]) == 1
+		c.Node, c.Agent = n[0], c.User == t.agent && len(c.Extra[uidExtra]) == 1
+	}
+	account := strings.Split(c.User, ":") // system:serviceaccount:NAMESPACE:NAME, and a pod has an account of its own namespace
+	if name, uid := c.Extra[podExtra], c.Extra[uidExtra]; len(account) == 4 && len(name) == 1 && len(uid) == 1 {
+		c.Pod = access.Pod{Namespace: account[2], Name: name[0], UID: uid[0]}
 	}
 	until := now.Add(t.life)
 	if end := expiry(token); !end.IsZero() && end.Before(until) {

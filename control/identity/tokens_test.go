@@ -36,7 +36,7 @@ func (d *desk) Create(ctx context.Context, r *authv1.TokenReview, _ metav1.Creat
 	}
 	if strings.HasPrefix(r.Spec.Token, "good.") && !d.gone.Load() {
 		r.Status = authv1.TokenReviewStatus{Authenticated: true, Audiences: r.Spec.Audiences, User: authv1.UserInfo{
-			Username: "system:serviceaccount:conduit:conduit-agent", Extra: map[string]authv1.ExtraValue{nodeExtra: {"n1"}, podExtra: {"u1"}}}}
+			Username: "system:serviceaccount:conduit:conduit-agent", Extra: map[string]authv1.ExtraValue{nodeExtra: {"n1"}, uidExtra: {"u1"}}}}
 	}
 	return r, nil
 }

@@ -13,7 +13,9 @@ func (r *Registry) Write(w io.Writer) {
 	c := r.Count()
 	const nodes, pods = "conduit_nodes", "conduit_node_pods"
 	fmt.Fprintf(w, "# HELP %s Nodes that have reported to this replica, by state.\n# TYPE %s gauge\n", nodes, nodes)
-	fmt.Fprintf(w, "%s{state=\"ready\"} %d\n%s{state=\"not_ready\"} %d\n%s{state=\"lost\"} %d\n", nodes, c.Ready, nodes, c.Connected-c.Ready, nodes, c.Nodes-c.Connected)
+	for s := nodev1.Node_STATE_READY; s <= nodev1.Node_STATE_AWAY; s++ {
+		fmt.Fprintf(w, "%s{state=%q} %d\n", nodes, strings.ToLower(strings.TrimPrefix(s.String(), "STATE_")), c.Nodes[s])
+	}
 	fmt.Fprintf(w, "# HELP %s Pods that they have reported, by enrolment.\n# TYPE %s gauge\n", pods, pods)
 	for e := nodev1.PodState_ENROLMENT_ENROLLED; e <= nodev1.PodState_ENROLMENT_BYPASSED; e++ {
 		word := strings.ToLower(strings.TrimPrefix(e.String(), "ENROLMENT_"))

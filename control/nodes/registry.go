@@ -10,6 +10,7 @@ import (
 	"time"
 
 	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/control/access"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -29,7 +30,25 @@ type state struct {
 	agent  *nodev1.AgentState
 	pods   map[string]*nodev1.PodState // by UID
 	at     time.Time                   // of the last report
+	since  time.Time                   // when it became ready, or not ready, or its stream ended
+	pod    access.Pod                  // that the agent runs in, or ran in
 	stream *Stream                     // nil: not connected
+}
+
+// reportWithin is how long agents may be silent, as api/proto documents it.
+const reportWithin = 15 * time.Second
+
+// judge is what is to be made of n, and since when.
+func (n *state) judge(now time.Time) (nodev1.Node_State, time.Time) {
+	switch {
+	case n.stream == nil:
+		return nodev1.Node_STATE_AWAY, n.since
+	case now.Sub(n.at) > reportWithin:
+		return nodev1.Node_STATE_SILENT, n.at
+	case n.agent.GetReady():
+		return nodev1.Node_STATE_READY, n.since
+	}
+	return nodev1.Node_STATE_NOT_READY, n.since
 }
 
 // NewRegistry makes an empty one. change may be nil.
@@ -44,13 +63,14 @@ func NewRegistry(now func() time.Time, change func(node string)) *Registry {
 type Stream struct {
 	r     *Registry
 	node  string
+	pod   access.Pod
 	begun bool
 	end   func() // tells the handler that a newer stream has come
 }
 
-// Open makes a stream. end is called, once at most, when another stream of the node takes its place.
-func (r *Registry) Open(node string, end func()) *Stream {
-	return &Stream{r: r, node: node, end: end}
+// Open makes a stream, of the node's agent that runs in pod. end is called, once at most, when another stream of the node takes its place.
+func (r *Registry) Open(node string, pod access.Pod, end func()) *Stream {
+	return &Stream{r: r, node: node, pod: pod, end: end}
 }
 
 // maxPods bounds what one node may report.
@@ -76,10 +96,15 @@ func (st *Stream) Take(m *nodev1.ReportRequest) bool {
 	if old := n.stream; old != nil && old != st {
 		old.end()
 	}
+	now := r.now()
+	was, _ := n.judge(now)
 	changed := !st.begun
-	st.begun, n.stream, n.at = true, st, r.now()
+	st.begun, n.stream, n.at, n.pod = true, st, now, st.pod
 	if m.Agent != nil && !proto.Equal(m.Agent, n.agent) {
 		n.agent, changed = m.Agent, true
+	}
+	if is, _ := n.judge(now); is != was {
+		n.since, changed = now, true
 	}
 	if m.Full {
 		n.pods = make(map[string]*nodev1.PodState, len(m.Pods))
@@ -105,7 +130,7 @@ func (st *Stream) Close() {
 	n := st.r.nodes[st.node]
 	mine := n != nil && n.stream == st
 	if mine {
-		n.stream = nil
+		n.stream, n.since = nil, st.r.now()
 	}
 	st.r.mu.Unlock()
 	if mine {
@@ -142,13 +167,25 @@ func (r *Registry) Get(name string, pods bool) *nodev1.Node {
 	if n == nil || n.agent == nil {
 		return nil
 	}
-	out := &nodev1.Node{Name: name, Agent: n.agent, Connected: n.stream != nil, LastReportAt: timestamppb.New(n.at)}
+	state, since := n.judge(r.now())
+	out := &nodev1.Node{Name: name, Agent: n.agent, Connected: n.stream != nil, LastReportAt: timestamppb.New(n.at),
+		State: state, Since: timestamppb.New(since)}
 	if pods {
 		out.Pods = slices.SortedFunc(maps.Values(n.pods), func(a, b *nodev1.PodState) int {
 			return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name), strings.Compare(a.Uid, b.Uid))
 		})
 	}
 	return out
+}
+
+// Agent is the pod that the node's agent runs in, or ran in last.
+func (r *Registry) Agent(node string) access.Pod {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.nodes[node]; n != nil {
+		return n.pod
+	}
+	return access.Pod{}
 }
 
 // Names are the nodes that have reported, in order.
@@ -158,24 +195,21 @@ func (r *Registry) Names() []string {
 	return slices.Sorted(maps.Keys(r.nodes))
 }
 
-// Count is how many nodes have reported, how many of them are connected and ready, and their pods by enrolment.
+// Count is how many nodes have reported, by state, and their pods, by enrolment.
 type Count struct {
-	Nodes, Connected, Ready int
-	Pods                    map[nodev1.PodState_Enrolment]int
+	Nodes map[nodev1.Node_State]int
+	Pods  map[nodev1.PodState_Enrolment]int
 }
 
 // Count counts, for metrics.
 func (r *Registry) Count() Count {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := Count{Nodes: len(r.nodes), Pods: map[nodev1.PodState_Enrolment]int{}}
+	c := Count{Nodes: map[nodev1.Node_State]int{}, Pods: map[nodev1.PodState_Enrolment]int{}}
+	now := r.now()
 	for _, n := range r.nodes {
-		if n.stream != nil {
-			c.Connected++
-			if n.agent.GetReady() {
-				c.Ready++
-			}
-		}
+		state, _ := n.judge(now)
+		c.Nodes[state]++
 		for _, p := range n.pods {
 			c.Pods[p.Enrolment]++
 		}

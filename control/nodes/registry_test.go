@@ -6,6 +6,7 @@ import (
 	"time"
 
 	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/control/access"
 )
 
 func podState(uid string, e nodev1.PodState_Enrolment) *nodev1.PodState {
@@ -23,7 +24,7 @@ func uids(n *nodev1.Node) (out []string) {
 func TestReports(t *testing.T) {
 	changes := 0
 	r := NewRegistry(func() time.Time { return time.Unix(100, 0) }, func(string) { changes++ })
-	first := r.Open("n1", func() {})
+	first := r.Open("n1", access.Pod{}, func() {})
 	agent := &nodev1.AgentState{Version: "v1", Ready: true}
 	for _, bad := range []*nodev1.ReportRequest{{}, {Full: true}, {Agent: agent}} {
 		if first.Take(bad) {
@@ -52,7 +53,7 @@ func TestReports(t *testing.T) {
 
 	ended := 0
 	first.end = func() { ended++ }
-	second := r.Open("n1", func() {})
+	second := r.Open("n1", access.Pod{}, func() {})
 	take(second, &nodev1.ReportRequest{Full: true, Agent: agent, Pods: []*nodev1.PodState{podState("d", 1)}})
 	take(first, &nodev1.ReportRequest{Pods: []*nodev1.PodState{podState("late", 1)}})
 	first.Close()
@@ -63,7 +64,7 @@ func TestReports(t *testing.T) {
 	if n := r.Get("n1", true); n.Connected || len(n.Pods) != 1 {
 		t.Errorf("after the last stream: %v", n)
 	}
-	if c := r.Count(); c.Nodes != 1 || c.Connected != 0 || c.Pods[nodev1.PodState_ENROLMENT_ENROLLED] != 1 {
+	if c := r.Count(); c.Nodes[nodev1.Node_STATE_AWAY] != 1 || len(c.Nodes) != 1 || c.Pods[nodev1.PodState_ENROLMENT_ENROLLED] != 1 {
 		t.Errorf("counted %+v", c)
 	}
 	r.Forget("n1")
@@ -74,7 +75,7 @@ func TestReports(t *testing.T) {
 
 // TestTooManyPods: a node cannot fill the controller.
 func TestTooManyPods(t *testing.T) {
-	st := NewRegistry(time.Now, nil).Open("n1", func() {})
+	st := NewRegistry(time.Now, nil).Open("n1", access.Pod{}, func() {})
 	m := &nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}}
 	for i := range maxPods {
 		m.Pods = append(m.Pods, podState(fmt.Sprint(i), 1))
@@ -90,7 +91,7 @@ func TestTooManyPods(t *testing.T) {
 func TestListNodes(t *testing.T) {
 	r := NewRegistry(time.Now, nil)
 	for i := range 5 {
-		r.Open(fmt.Sprint("n", i), func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{podState("a", 1)}})
+		r.Open(fmt.Sprint("n", i), access.Pod{}, func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{podState("a", 1)}})
 	}
 	s := NewServer(r, nil)
 	var got []string

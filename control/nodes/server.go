@@ -48,7 +48,8 @@ type received struct {
 // Report is the NodeService's.
 func (s *Server) Report(ctx context.Context, stream *connect.BidiStream[nodev1.ReportRequest, nodev1.ReportResponse]) error {
 	ended := make(chan struct{}, 1)
-	st := s.r.Open(access.From(ctx).Node, func() { ended <- struct{}{} })
+	caller := access.From(ctx)
+	st := s.r.Open(caller.Node, caller.Pod, func() { ended <- struct{}{} })
 	defer st.Close()
 	messages := make(chan received)
 	go func() {

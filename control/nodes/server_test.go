@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/control/access"
 
 	"connectrpc.com/connect"
 )
@@ -22,7 +23,7 @@ func TestReportsAreBounded(t *testing.T) {
 	}
 	said := &nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Message: long},
 		Pods: pod(func(p *nodev1.PodState) { p.Reason, p.Message = "x"+long, long })}
-	if err := s.take(r.Open("n1", func() {}), said); err != nil {
+	if err := s.take(r.Open("n1", access.Pod{}, func() {}), said); err != nil {
 		t.Fatal(err)
 	}
 	n := r.Get("n1", true)
@@ -36,7 +37,7 @@ func TestReportsAreBounded(t *testing.T) {
 		"no uid":       {Full: true, Agent: &nodev1.AgentState{}, Pods: pod(func(p *nodev1.PodState) { p.Uid = "" })},
 		"the agent":    {Full: true, Agent: &nodev1.AgentState{Kernel: long}},
 	} {
-		if err := s.take(r.Open("n2", func() {}), m); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		if err := s.take(r.Open("n2", access.Pod{}, func() {}), m); connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

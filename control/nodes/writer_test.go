@@ -11,6 +11,7 @@ import (
 
 	"conduit.io/conduit/api/kube"
 	nodev1 "conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/control/access"
 	"conduit.io/conduit/tests/apiserver"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,12 +25,15 @@ type cache struct {
 	pods map[string]corev1.PodCondition // by UID
 }
 
-func (c *cache) Enrolled(_, _, uid string) (corev1.PodCondition, string) {
+func (c *cache) Condition(_, _, uid string, kind corev1.PodConditionType) (corev1.PodCondition, string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p, ok := c.pods[uid]
 	if !ok {
 		return p, ""
+	}
+	if p.Type != kind {
+		p = corev1.PodCondition{}
 	}
 	return p, "n1"
 }
@@ -64,14 +68,14 @@ func newStage(t *testing.T) *stage {
 func (s *stage) writer() *Writer {
 	w := NewWriter(s.client.CoreV1(), s.client.CoreV1(), s.r, s.known, slog.New(slog.DiscardHandler))
 	w.now = func() time.Time { return s.now }
-	w.written = map[string]map[string]written{}
+	w.begin(nil, nil)
 	return w
 }
 
 // report has w look at the pod, and returns what the API server has of it then.
 func (s *stage) report(w *Writer) *corev1.Pod {
 	s.t.Helper()
-	s.r.Open("n1", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
+	s.r.Open("n1", access.Pod{}, func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
 	if err := w.conditions(s.t.Context(), "n1"); err != nil {
 		s.t.Fatal(err)
 	}
@@ -82,9 +86,11 @@ func (s *stage) report(w *Writer) *corev1.Pod {
 	return p
 }
 
-func enrolled(p *corev1.Pod) (c corev1.PodCondition) {
+func enrolled(p *corev1.Pod) corev1.PodCondition { return conditionOf(p, kube.ConditionEnrolled) }
+
+func conditionOf(p *corev1.Pod, kind corev1.PodConditionType) (c corev1.PodCondition) {
 	for _, one := range p.Status.Conditions {
-		if one.Type == kube.ConditionEnrolled {
+		if one.Type == kind {
 			c = one
 		}
 	}
@@ -164,7 +170,7 @@ func TestPodsOfOtherNodes(t *testing.T) {
 	w := s.writer()
 	w.log = slog.New(slog.NewTextHandler(&log, nil))
 	lie := &nodev1.PodState{Uid: s.state.Uid, Namespace: "default", Name: "web", Enrolment: nodev1.PodState_ENROLMENT_BYPASSED, Reason: "Lie"}
-	s.r.Open("n2", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{lie}})
+	s.r.Open("n2", access.Pod{}, func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{lie}})
 	for range 3 {
 		if err := w.conditions(t.Context(), "n2"); err != nil {
 			t.Fatal(err)
@@ -206,12 +212,12 @@ func TestTaintDoesNotWait(t *testing.T) {
 	go func() { w.Run(ctx); close(done) }()
 	defer func() { cancel(); close(stuck.free); <-done }()
 	for i := range 10 {
-		s.r.Open(fmt.Sprint("n", i), func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
+		s.r.Open(fmt.Sprint("n", i), access.Pod{}, func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{}, Pods: []*nodev1.PodState{s.state}})
 	}
 	for range atOnce {
 		<-stuck.held
 	}
-	s.r.Open("late", func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Instance: "a", Ready: true}, Pods: []*nodev1.PodState{s.state}})
+	s.r.Open("late", access.Pod{}, func() {}).Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Instance: "a", Ready: true}, Pods: []*nodev1.PodState{s.state}})
 	for deadline := time.Now().Add(time.Minute); ; <-time.After(20 * time.Millisecond) {
 		n, err := s.client.CoreV1().Nodes().Get(t.Context(), "late", metav1.GetOptions{})
 		if err != nil {
@@ -233,7 +239,7 @@ func TestTaintDoesNotWait(t *testing.T) {
 // stuck is a cache that does not answer.
 type stuck struct{ free, held chan struct{} }
 
-func (s *stuck) Enrolled(_, _, _ string) (corev1.PodCondition, string) {
+func (s *stuck) Condition(_, _, _ string, _ corev1.PodConditionType) (corev1.PodCondition, string) {
 	s.held <- struct{}{}
 	<-s.free
 	return corev1.PodCondition{}, ""

@@ -47,7 +47,8 @@ type NodeServiceClient interface {
 	//
 	// The stream ends with UNAVAILABLE when the leader changes or drains: connect again, after a random wait of up to a second.
 	Report(context.Context) (*connect.BidiStreamForClientSimple[nodev1.ReportRequest, nodev1.ReportResponse], error)
-	// ListNodes lists the nodes that have reported since the leader leads, in the order of their names.
+	// ListNodes lists the nodes that have reported since the leader leads, in the order of their names. Node.state says whether what was
+	// reported still holds. A node that has not reported to this leader is not listed.
 	ListNodes(context.Context, *nodev1.ListNodesRequest) (*nodev1.ListNodesResponse, error)
 }
 
@@ -104,7 +105,8 @@ type NodeServiceHandler interface {
 	//
 	// The stream ends with UNAVAILABLE when the leader changes or drains: connect again, after a random wait of up to a second.
 	Report(context.Context, *connect.BidiStream[nodev1.ReportRequest, nodev1.ReportResponse]) error
-	// ListNodes lists the nodes that have reported since the leader leads, in the order of their names.
+	// ListNodes lists the nodes that have reported since the leader leads, in the order of their names. Node.state says whether what was
+	// reported still holds. A node that has not reported to this leader is not listed.
 	ListNodes(context.Context, *nodev1.ListNodesRequest) (*nodev1.ListNodesResponse, error)
 }
 
