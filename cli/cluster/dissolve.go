@@ -30,8 +30,11 @@ func (c *Cluster) Dissolve(ctx context.Context, patience time.Duration, say func
 		return nil
 	}
 	in, _, err := c.meshed(ctx)
-	if err != nil || in == 0 {
-		return err
+	switch {
+	case err != nil:
+		return explain("list pods", err)
+	case in == 0:
+		return nil
 	}
 	switch err := c.setEnrolment(ctx, v1alpha1.EnrolmentNone); {
 	case apierrors.IsNotFound(err):
@@ -57,7 +60,7 @@ func (c *Cluster) Dissolve(ctx context.Context, patience time.Duration, say func
 	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
 		say(fmt.Sprintf("the connections of %d pods have not ended, and are cut", steered+leaving))
 	default:
-		return err
+		return explain("list pods", err)
 	}
 	return nil
 }
@@ -97,7 +100,7 @@ func (c *Cluster) setEnrolment(ctx context.Context, value string) error {
 func (c *Cluster) meshed(ctx context.Context) (steered, leaving int, err error) {
 	pods, err := c.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return 0, 0, explain("list pods", err)
+		return 0, 0, err
 	}
 	for i := range pods.Items {
 		p := &pods.Items[i]
