@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"conduit.io/conduit/agent/enrol"
@@ -22,13 +23,17 @@ const pluginEvery = time.Second
 // readiness is whether the node is wired: pods that are made now become part of the mesh.
 type readiness struct {
 	manager *enrol.Manager
-	lock    string // the file that 'conduit-cni watch' locks; empty: the plugin is somebody else's matter
+	trouble func() error // what went wrong with the proxy last, while it is not ready; nil: nothing is known
+	lock    string       // the file that 'conduit-cni watch' locks; empty: the plugin is somebody else's matter
 }
 
 // check says why the node is not ready: a word in CamelCase, and an error. It has no reason, and nil, when it is.
 func (r readiness) check(ctx context.Context) (reason string, err error) {
 	if e := r.manager.Status(ctx); e != nil {
 		if r.manager.Link() == nil {
+			if why := r.trouble(); why != nil {
+				return "ProxyNotReady", fmt.Errorf("%w: %w", e, why)
+			}
 			return "ProxyNotReady", e
 		}
 		return "NotWired", e
@@ -60,6 +65,18 @@ func (r readiness) plugin() error {
 		return errors.New("nobody keeps the CNI plugin in the node's configuration (see the log of conduit-cni watch, container cni)")
 	}
 	return nil
+}
+
+// noting is check, and calls changed when the answer is another one than before: the controller hears it no later than the kubelet.
+func (r readiness) noting(changed func()) func(context.Context) (string, error) {
+	var was atomic.Pointer[string]
+	return func(ctx context.Context) (string, error) {
+		reason, err := r.check(ctx)
+		if old := was.Swap(&reason); old == nil || *old != reason {
+			changed()
+		}
+		return reason, err
+	}
 }
 
 // watch calls changed when the plugin comes into its place, or is lost, until ctx ends.

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"conduit.io/conduit/agent/enrol"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,5 +47,21 @@ func TestPluginInPlace(t *testing.T) {
 	<-over
 	if err := (readiness{}).plugin(); err != nil {
 		t.Errorf("nobody has asked: %v", err)
+	}
+}
+
+// Whoever asks whether the node is ready has the controller told when the answer is another one, and only then; it has the proxy's trouble.
+func TestReadyIsToldWhenItChanges(t *testing.T) {
+	why := errors.New("it does not answer")
+	r := readiness{manager: enrol.New(enrol.Config{}), trouble: func() error { return why }}
+	told := 0
+	ask := r.noting(func() { told++ })
+	for range 3 {
+		if reason, err := ask(t.Context()); reason != "ProxyNotReady" || !errors.Is(err, why) {
+			t.Errorf("got %q, %v", reason, err)
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times, want once", told)
 	}
 }

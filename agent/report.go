@@ -45,12 +45,14 @@ func (o *observer) look(ctx context.Context) controlplane.Report {
 }
 
 func (o *observer) agent(ctx context.Context) *nodev1.AgentState {
-	state, _ := o.supervisor.State()
 	follows := o.directory.Status()
 	a := &nodev1.AgentState{
 		Version: mesh.Version(), Instance: o.instance, StartedAt: timestamppb.New(o.started), Kernel: o.kernel, Ready: true,
-		Proxy:          &nodev1.ProxyState{Up: state == proxylink.Ready, Starts: uint32(o.supervisor.Starts())},
+		Proxy:          &nodev1.ProxyState{Starts: uint32(o.supervisor.Served())},
 		DiscoveryEpoch: follows.Epoch, DiscoveryVersion: follows.Version,
+	}
+	if l := o.manager.Link(); l != nil {
+		a.Proxy.Up, a.Proxy.Version = true, l.Hello().Build
 	}
 	if end := o.manager.Summary().Certificates.Expiry; !end.IsZero() {
 		a.CertificatesExpireAt = timestamppb.New(end)

@@ -163,10 +163,10 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	if err := manager.Restore(); err != nil {
 		return err
 	}
-	ready := readiness{manager: manager, lock: c.cniLock}
 	supervisor := proxylink.New(proxylink.Config{
 		RunDir: c.runDir, Binary: proxyBinary(c), Cgroup: c.cgroup, Log: log, Attach: manager.Attach, Detach: manager.Detach,
 	})
+	ready := readiness{manager: manager, lock: c.cniLock, trouble: func() error { _, why := supervisor.State(); return why }}
 	if w.directory != nil {
 		told := bypasses{path: filepath.Join(c.runDir, bypassFile), log: log}
 		told.load()
@@ -175,7 +175,7 @@ func serve(ctx context.Context, c config, log *slog.Logger, w *surroundings, par
 	probes := kubelet.New(uint16(c.kubeletPort), parts.Datapath, log)
 	adminServer, err := admin.Listen(admin.Config{
 		Addr: c.admin, RunDir: c.runDir, Build: mesh.Version(), Node: c.node,
-		Manager: manager, Ready: ready.check, Manifests: w, Supervisor: supervisor, Kubelet: probes, Log: log,
+		Manager: manager, Ready: ready.noting(parts.Observed), Manifests: w, Supervisor: supervisor, Kubelet: probes, Log: log,
 	})
 	if err != nil {
 		return err

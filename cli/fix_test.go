@@ -31,7 +31,8 @@ func (s *stage) fix(t *testing.T) {
 	ok(err)
 	s.podOn("foreign", "shop", "stale", nil, corev1.PodCondition{Type: kube.ConditionEnrolled, Status: corev1.ConditionTrue})
 	s.podOn("n1", deploy.Namespace, "agent", map[string]string{"app.kubernetes.io/name": "conduit", "app.kubernetes.io/component": "agent"},
-		corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue})
+		corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue},
+		corev1.PodCondition{Type: kube.ConditionWired, Status: corev1.ConditionFalse, Reason: "PluginNotInPlace", Message: "nobody keeps it"})
 	ok(s.client.RbacV1().ClusterRoleBindings().Delete(ctx, "conduit-agent", metav1.DeleteOptions{}))
 	_, err = s.client.CoreV1().Namespaces().Patch(ctx, deploy.Namespace, types.MergePatchType,
 		[]byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}`), metav1.PatchOptions{})
@@ -39,7 +40,7 @@ func (s *stage) fix(t *testing.T) {
 
 	before, _ := s.conduit(ExitError, "check") // which changes nothing, so that it says the same twice
 	for _, want := range []string{"missing: ClusterRoleBinding conduit-agent", "shop/stale", "pod-security.kubernetes.io/enforce is baseline", "still tainted conduit.io/agent-not-ready: n1, waits",
-		"waits: it has no agent", "n1: container cni is not ready"} {
+		"waits: it has no agent", "n1: container cni is not ready", "× every agent says that its node is wired", "n1: PluginNotInPlace: nobody keeps it"} {
 		if !strings.Contains(before, want) {
 			t.Errorf("no %q in\n%s", want, before)
 		}

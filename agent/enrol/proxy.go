@@ -176,6 +176,7 @@ func (m *Manager) Detach(l *proxylink.Link) {
 	for _, p := range m.pods {
 		p.held = false
 	}
+	m.observed()
 }
 
 // Link is the proxy's link, or nil while there is none.

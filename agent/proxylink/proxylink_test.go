@@ -164,6 +164,9 @@ func TestProxyComesBackAfterKill(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("the first link did not end")
 	}
+	if n := f.s.Served(); n != 2 {
+		t.Errorf("%d proxies were ready, want 2", n)
+	}
 	if second.Hello().PID == first.Hello().PID || f.s.Starts() != 2 {
 		t.Errorf("pids %d and %d, %d starts", first.Hello().PID, second.Hello().PID, f.s.Starts())
 	}
@@ -199,6 +202,9 @@ func TestProxyIsLeastPrivilegedAndOutlivesTheAgent(t *testing.T) {
 	next := supervise(t, dir, binary)
 	if got := next.next(t).Hello().PID; got != pid {
 		t.Errorf("the next agent found proxy %d, want %d", got, pid)
+	}
+	if n := next.s.Served(); n != 1 {
+		t.Errorf("the next agent knows of %d proxies, want the one that it found", n)
 	}
 	if n := next.s.Starts(); n != 0 {
 		t.Errorf("the next agent started %d proxies", n)

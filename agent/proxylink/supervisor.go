@@ -66,8 +66,10 @@ type Supervisor struct {
 
 	mu     sync.Mutex
 	state  State
-	why    error // of Waiting
-	starts int   // how many proxies it started
+	why    error       // what went wrong last, since it was Ready
+	starts int         // how many proxies it started
+	served int         // how many proxies it was Ready with
+	latest os.FileInfo // the socket of the last of them: in containers all have the same process ID
 	exited <-chan struct{}
 
 	answered bool // the link in hand, or the last one, has answered a probe; Run's goroutine only
@@ -84,7 +86,7 @@ func New(cfg Config) *Supervisor {
 	return &Supervisor{cfg: cfg, state: Finding}
 }
 
-// State is the state, and in Waiting what went wrong.
+// State is the state, and what went wrong last, unless it is Ready.
 func (s *Supervisor) State() (State, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,10 +100,30 @@ func (s *Supervisor) Starts() int {
 	return s.starts
 }
 
+// Served is how many processes the Supervisor was Ready with, whoever has started them.
+func (s *Supervisor) Served() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.served
+}
+
 func (s *Supervisor) set(state State, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state, s.why = state, why
+	s.state = state
+	if why != nil || state == Ready {
+		s.why = why
+	}
+}
+
+// ready is set, with the proxy that is.
+func (s *Supervisor) ready(l *Link) {
+	s.set(Ready, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.latest == nil || !os.SameFile(l.at, s.latest) || !l.at.ModTime().Equal(s.latest.ModTime()) {
+		s.latest, s.served = l.at, s.served+1
+	}
 }
 
 // Run works until ctx ends. The proxy goes on after that.
@@ -199,7 +221,7 @@ func (s *Supervisor) attach(ctx context.Context, l *Link) error {
 		s.drop(l)
 		return fmt.Errorf("bring proxy up to date: %w", err)
 	}
-	s.set(Ready, nil)
+	s.ready(l)
 	s.cfg.Log.Info("proxy ready", "pid", l.Hello().PID, "build", l.Hello().Build)
 	return nil
 }

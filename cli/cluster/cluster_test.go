@@ -3,6 +3,7 @@ package cluster
 import (
 	"testing"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/deploy"
 
 	"github.com/google/go-cmp/cmp"
@@ -102,6 +103,10 @@ func TestTrouble(t *testing.T) {
 			"pod p on node n1: container agent: it ended with exit code 1: the kernel is too old"},
 		{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Status: corev1.PodStatus{Conditions: []corev1.PodCondition{
 			{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/3 nodes are available"}}}}, "pod p: 0/3 nodes are available"},
+		{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Status: corev1.PodStatus{Conditions: []corev1.PodCondition{
+			{Type: kube.ConditionWired, Status: corev1.ConditionFalse, Reason: "PluginNotInPlace", Message: "nobody keeps it"},
+			{Type: corev1.PodReady, Status: corev1.ConditionFalse, Message: "containers with unready status: [agent]"}}}},
+			"pod p: containers with unready status: [agent]; the agent says: PluginNotInPlace: nobody keeps it"},
 	} {
 		if got := Trouble(tc.pod); got != tc.want {
 			t.Errorf("%q, want %q", got, tc.want)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/cli/output"
 	"conduit.io/conduit/deploy"
 
@@ -160,7 +161,17 @@ func Trouble(pod *corev1.Pod) string {
 	for _, cond := range pod.Status.Conditions {
 		unmet := cond.Status != corev1.ConditionTrue
 		if unmet && cond.Message != "" && (cond.Type == corev1.PodScheduled || cond.Type == corev1.PodReady) {
-			return who + ": " + cond.Message
+			return who + ": " + cond.Message + Unwired(pod, "; the agent says: ")
+		}
+	}
+	return ""
+}
+
+// Unwired is, after a prefix, what an agent's pod says of why its node is not wired; empty: nothing.
+func Unwired(pod *corev1.Pod, prefix string) string {
+	for _, cond := range pod.Status.Conditions {
+		if cond.Type == kube.ConditionWired && cond.Status != corev1.ConditionTrue {
+			return prefix + strings.TrimSuffix(cond.Reason+": "+cond.Message, ": ")
 		}
 	}
 	return ""

@@ -43,6 +43,7 @@ func onNodes(ctx context.Context, c *cluster.Cluster) Category {
 		ofEach("the CNI plugin is in the configuration", nodes, logs+" -c cni", func(n *corev1.Node) string {
 			return lacking(agents[n.Name], "cni", func(s *corev1.ContainerStatus) bool { return s.Ready })
 		}),
+		ofEach("every agent says that its node is wired", nodes, logs+" -c agent", func(n *corev1.Node) string { return unwired(agents[n.Name]) }),
 		clocks(ctx, c, nodes),
 		taints(ctx, c, agents),
 	}}
@@ -85,6 +86,18 @@ func lacking(pods []*corev1.Pod, container string, good func(*corev1.ContainerSt
 	return why
 }
 
+// unwired is why none of a node's agents says that the node is wired, in the agent's own words; empty: one does.
+func unwired(pods []*corev1.Pod) string {
+	why := "it has no agent"
+	for _, p := range pods {
+		if hasCondition(p, kube.ConditionWired) {
+			return ""
+		}
+		why = firstOf(cluster.Unwired(p, ""), "its agent has told the controller nothing yet")
+	}
+	return why
+}
+
 // taints is about the taint that the controller takes off nodes whose agent works.
 func taints(ctx context.Context, c *cluster.Cluster, agents map[string][]*corev1.Pod) Check {
 	const d = "no node waits for its agent"
@@ -99,7 +112,7 @@ func taints(ctx context.Context, c *cluster.Cluster, agents map[string][]*corev1
 			continue
 		}
 		waiting = append(waiting, n.Name)
-		if slices.ContainsFunc(agents[n.Name], podReady) {
+		if slices.ContainsFunc(agents[n.Name], func(p *corev1.Pod) bool { return hasCondition(p, corev1.PodReady) }) {
 			done = append(done, n.Name)
 		}
 	}
@@ -121,11 +134,7 @@ func taints(ctx context.Context, c *cluster.Cluster, agents map[string][]*corev1
 	return check
 }
 
-func podReady(p *corev1.Pod) bool {
-	for _, cond := range p.Status.Conditions {
-		if cond.Type == corev1.PodReady {
-			return cond.Status == corev1.ConditionTrue
-		}
-	}
-	return false
+// hasCondition reports whether the pod has the condition, and it is true.
+func hasCondition(p *corev1.Pod, kind corev1.PodConditionType) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kind && c.Status == corev1.ConditionTrue })
 }
