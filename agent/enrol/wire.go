@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"conduit.io/conduit/agent/podnet"
 	"conduit.io/conduit/agent/store"
@@ -204,14 +205,21 @@ func (m *Manager) dissolved() bool {
 	return o.Policy != nil && o.Policy.Spec.Enrolment == v1alpha1.EnrolmentNone
 }
 
-// left removes what an un-enrolled pod's connections needed.
+// left removes what an un-enrolled pod's connections needed, when there are none: those of a proxy that another one has followed go on, and
+// of them no proxy that the agent can ask knows. The kernel does.
 func (m *Manager) left(p *pod) error {
-	err := m.removeKernel(p.cookie)
-	if netns, oerr := m.open(p); oerr == nil {
-		err = errors.Join(err, podnet.Teardown(netns))
-		netns.Close()
-	}
+	netns, err := m.open(p)
 	if err == nil {
+		defer netns.Close()
+		if busy, err := podnet.Steered(netns); busy || err != nil {
+			time.AfterFunc(retryAfter, m.Kick)
+			return err
+		}
+		err = podnet.Teardown(netns)
+	} else {
+		err = nil // the namespace is gone, with all that was in it
+	}
+	if err = errors.Join(m.removeKernel(p.cookie), err); err == nil {
 		p.leaving = false
 		m.cfg.Log.Info("pod has left the mesh", "pod", p.name().String())
 	}

@@ -2,7 +2,6 @@ package nodes
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"conduit.io/conduit/api/kube"
@@ -15,47 +14,46 @@ import (
 
 // TestStates: what a report is worth changes with time, and not only with reports.
 func TestStates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := NewRegistry(time.Now, nil)
-		begin := time.Now()
-		expect := func(when string, state nodev1.Node_State, since time.Duration) {
-			t.Helper()
-			n := r.Get("n1", false)
-			if n.State != state || n.Since.AsTime().Sub(begin) != since || r.Count().Nodes[state] != 1 {
-				t.Errorf("%s: %v since %v, counted %v; want %v since %v", when, n.State, n.Since.AsTime().Sub(begin), r.Count().Nodes, state, since)
-			}
+	begin := time.Unix(1_000_000, 0)
+	now := begin
+	r := NewRegistry(func() time.Time { return now }, nil)
+	expect := func(when string, state nodev1.Node_State, since time.Duration) {
+		t.Helper()
+		n := r.Get("n1", false)
+		if n.State != state || n.Since.AsTime().Sub(begin) != since || r.Count().Nodes[state] != 1 {
+			t.Errorf("%s: %v since %v, counted %v; want %v since %v", when, n.State, n.Since.AsTime().Sub(begin), r.Count().Nodes, state, since)
 		}
-		report := func(st *Stream, ready bool) {
-			t.Helper()
-			if !st.Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Ready: ready}}) {
-				t.Fatal("refused")
-			}
+	}
+	report := func(st *Stream, ready bool) {
+		t.Helper()
+		if !st.Take(&nodev1.ReportRequest{Full: true, Agent: &nodev1.AgentState{Ready: ready}}) {
+			t.Fatal("refused")
 		}
-		st := r.Open("n1", access.Pod{}, func() {})
-		report(st, false)
-		expect("at first", nodev1.Node_STATE_NOT_READY, 0)
-		time.Sleep(10 * time.Second)
-		report(st, true)
-		time.Sleep(10 * time.Second)
-		report(st, true)
-		expect("ready", nodev1.Node_STATE_READY, 10*time.Second)
-		time.Sleep(reportWithin)
-		expect("just in time", nodev1.Node_STATE_READY, 10*time.Second)
-		time.Sleep(5 * time.Second)
-		expect("silent", nodev1.Node_STATE_SILENT, 20*time.Second)
-		report(st, true)
-		expect("not any more", nodev1.Node_STATE_READY, 40*time.Second)
-		time.Sleep(time.Second)
-		next := r.Open("n1", access.Pod{}, func() {})
-		report(next, true)
-		st.Close()
-		expect("by another stream", nodev1.Node_STATE_READY, 40*time.Second)
-		next.Close()
-		time.Sleep(time.Minute)
-		expect("away", nodev1.Node_STATE_AWAY, 41*time.Second)
-		report(r.Open("n1", access.Pod{}, func() {}), true)
-		expect("back", nodev1.Node_STATE_READY, 101*time.Second)
-	})
+	}
+	st := r.Open("n1", access.Pod{}, func() {})
+	report(st, false)
+	expect("at first", nodev1.Node_STATE_NOT_READY, 0)
+	now = now.Add(10 * time.Second)
+	report(st, true)
+	now = now.Add(10 * time.Second)
+	report(st, true)
+	expect("ready", nodev1.Node_STATE_READY, 10*time.Second)
+	now = now.Add(reportWithin)
+	expect("just in time", nodev1.Node_STATE_READY, 10*time.Second)
+	now = now.Add(5 * time.Second)
+	expect("silent", nodev1.Node_STATE_SILENT, 20*time.Second)
+	report(st, true)
+	expect("not any more", nodev1.Node_STATE_READY, 40*time.Second)
+	now = now.Add(time.Second)
+	next := r.Open("n1", access.Pod{}, func() {})
+	report(next, true)
+	st.Close()
+	expect("by another stream", nodev1.Node_STATE_READY, 40*time.Second)
+	next.Close()
+	now = now.Add(time.Minute)
+	expect("away", nodev1.Node_STATE_AWAY, 41*time.Second)
+	report(r.Open("n1", access.Pod{}, func() {}), true)
+	expect("back", nodev1.Node_STATE_READY, 101*time.Second)
 }
 
 // agents is a stage whose pods are the agent's, and the one that takes over from it.
