@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +16,9 @@ type outage struct {
 	end     func(*world) // takes it away
 	again   func(*world) // gives it back
 	red     []string     // what conduit check says meanwhile; none: nothing is wrong
+	listed  string       // the state of every node meanwhile, by ListNodes; empty: ready
+	mute    bool         // ListNodes may have no answer, but no other one
+	deaf    bool         // the API server has none
 	silence bool         // nothing but the load can be asked meanwhile
 }
 
@@ -33,6 +38,12 @@ func daemon(name string, of func(*world) []*machine.Machine, red ...string) outa
 		}}
 }
 
+// without is o where nobody can ask the API server, and the controller neither whose a token is.
+func (o outage) without() outage {
+	o.mute, o.deaf = true, true
+	return o
+}
+
 func controlPlane(w *world) []*machine.Machine { return w.meshed.Machines()[:1] }
 func allNodes(w *world) []*machine.Machine     { return w.meshed.Machines()[1:] }
 
@@ -44,11 +55,11 @@ func (w *world) scale(replicas int) {
 
 // outages are those of everything that Conduit, or its cluster, is made of, but for the proxies.
 var outages = []outage{
-	{what: "controller", end: func(w *world) { w.scale(0) }, again: func(w *world) { w.scale(1) }, red: []string{"× the controller is ready"}},
-	{what: "agent", end: func(w *world) { w.signalAgents("pause") }, again: func(w *world) { w.signalAgents("resume") }, red: []string{"× every node has an agent that is ready"}},
+	{what: "controller", end: func(w *world) { w.scale(0) }, again: func(w *world) { w.scale(1) }, red: []string{"× the controller is ready"}, listed: "nothing"},
+	{what: "agent", end: func(w *world) { w.signalAgents("pause") }, again: func(w *world) { w.signalAgents("resume") }, red: []string{"× every node has an agent that is ready"}, listed: silent},
 	{what: "agent, killed", end: func(w *world) { w.signalAgents("kill", "-s", "SIGKILL") }, again: func(*world) {}, silence: true},
-	daemon("kube-apiserver", controlPlane, "× the API server answers"),
-	daemon("etcd", controlPlane, "×"),
+	daemon("kube-apiserver", controlPlane, "× the API server answers").without(),
+	daemon("etcd", controlPlane, "×").without(),
 	daemon("containerd", allNodes),
 	daemon("kubelet", allNodes),
 	daemon("kube-proxy", allNodes),
@@ -57,7 +68,7 @@ var outages = []outage{
 // restarts takes everything away in turn, and gives it back.
 func (w *world) restarts() {
 	for _, o := range outages {
-		began := time.Now()
+		began, were := time.Now(), w.instances()
 		o.end(w)
 		w.load.goOn("without " + o.what)
 		if !o.silence {
@@ -65,7 +76,10 @@ func (w *world) restarts() {
 		}
 		o.again(w)
 		w.load.goOn(o.what + " is back")
-		w.green()
+		w.well()
+		if is := w.instances(); o.silence && slices.ContainsFunc(is, func(i string) bool { return slices.Contains(were, i) }) {
+			w.t.Errorf("%s: the agents were %v, and are %v", o.what, were, is)
+		}
 		w.t.Logf("%s: %v", o.what, time.Since(began).Round(time.Second))
 	}
 }
@@ -84,13 +98,50 @@ func (w *world) tells(o outage) {
 		}
 		return nil
 	})
+	w.view.everywhere("without "+o.what, func(nodes []listed, err error) error {
+		switch {
+		case err != nil && (o.mute || o.listed == "nothing"):
+			return nil // it says that it does not know
+		case o.listed == "nothing":
+			return fmt.Errorf("it says %+v", nodes)
+		}
+		return w.view.all(cmp.Or(o.listed, ready))(nodes, err)
+	})
+	if o.deaf {
+		return
+	}
+	if err := w.objects(); err != nil { // the kernel steers them, whoever is away
+		w.t.Errorf("without %s: %v", o.what, err)
+	}
+}
+
+// instances are the lives of the agents.
+func (w *world) instances() (of []string) {
+	w.view.everywhere("agents live", func(nodes []listed, err error) error {
+		of = nil
+		for _, n := range nodes {
+			of = append(of, n.Agent.Instance)
+		}
+		return err
+	})
+	return of
 }
 
 // signalAgents has the container runtime do something to the agent of every node.
 func (w *world) signalAgents(verb ...string) {
 	for node := 1; node <= w.meshed.Nodes(); node++ {
-		pod := w.meshed.Kubectl("-n", "conduit", "get", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", fmt.Sprintf("spec.nodeName=node%d", node),
-			"-o", `jsonpath={.items[0].status.containerStatuses[?(@.name=="agent")].containerID}`)
-		w.meshed.Run(node, append(append([]string{"ctr", "-n", "k8s.io", "task"}, verb...), strings.TrimPrefix(pod, "containerd://"))...)
+		w.signal(node, "agent", verb...)
 	}
+}
+
+// signal has the container runtime do something to a container of the node's agent.
+func (w *world) signal(node int, container string, verb ...string) {
+	w.meshed.Eventually(fmt.Sprintf("%v container %s of node %d", verb, container, node), func() error { // what the API server has may be older than the container
+		id, err := w.meshed.Try("-n", "conduit", "get", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", fmt.Sprintf("spec.nodeName=node%d", node),
+			"-o", fmt.Sprintf(`jsonpath={.items[0].status.containerStatuses[?(@.name==%q)].containerID}`, container))
+		if err == nil {
+			_, err = w.meshed.Node(node).Run(w.meshed.Context(), append(append([]string{"ctr", "-n", "k8s.io", "task"}, verb...), strings.TrimPrefix(id, "containerd://"))...)
+		}
+		return err
+	})
 }
