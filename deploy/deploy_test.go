@@ -1,14 +1,16 @@
 package deploy
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v4/pkg/strvals"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -47,7 +49,7 @@ func golden(t *testing.T, name, got string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
+	if diff := gocmp.Diff(string(want), got); diff != "" {
 		t.Errorf("%s (-want +got; go test -update rewrites it):\n%s", path, diff)
 	}
 }
@@ -91,10 +93,30 @@ func describe(b *strings.Builder, spec corev1.PodSpec) {
 	}
 	for _, c := range spec.Containers {
 		fmt.Fprintf(b, "  container %s: %s\n", c.Name, strings.Join(append(append([]string{c.Image}, c.Command...), c.Args...), " "))
+		fmt.Fprintf(b, "    tokens for %s\n", tokens(spec, c.VolumeMounts))
 		c := c.SecurityContext
 		fmt.Fprintf(b, "    privileged %v, gains privileges %v, read-only root %v, drops %v, has %v\n",
 			c.Privileged != nil, *c.AllowPrivilegeEscalation, *c.ReadOnlyRootFilesystem, c.Capabilities.Drop, c.Capabilities.Add)
 	}
+}
+
+// tokens are the audiences of those that a container has.
+func tokens(spec corev1.PodSpec, mounts []corev1.VolumeMount) (audiences []string) {
+	const api = "the API server"
+	if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
+		audiences = append(audiences, api)
+	}
+	for _, v := range spec.Volumes {
+		if v.Projected == nil || !slices.ContainsFunc(mounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name }) {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			if s.ServiceAccountToken != nil {
+				audiences = append(audiences, cmp.Or(s.ServiceAccountToken.Audience, api))
+			}
+		}
+	}
+	return audiences
 }
 
 // With several replicas on different nodes an update must let one leave first, or the new one has no place.
@@ -153,7 +175,7 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := ReadRecord(o)
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	if diff := gocmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
 	if _, err := ReadRecord(&unstructured.Unstructured{Object: map[string]any{}}); err == nil {

@@ -14,9 +14,12 @@ func (x *Index) answer(a netip.Addr, port uint32) (m *discoveryv1.Answer, leads 
 	if c == nil {
 		return m, nil, nil, x.version
 	}
-	m.ByPort = len(c.nodes) > 0 || len(c.services) > 1
-	if leads = c.service(port); leads == nil {
-		leads, w = x.atNode(m, c, a, port)
+	services := c.virtual(a)
+	m.ByPort = len(c.nodes) > 0 || len(services) > 1
+	if leads, w = x.atNode(m, c, a, port); leads == nil && w == nil {
+		if leads = c.service(services, port); leads != nil {
+			m.Node, m.Zone = "", ""
+		}
 	}
 	switch {
 	case leads != nil:
@@ -36,18 +39,32 @@ func (x *Index) answer(a netip.Addr, port uint32) (m *discoveryv1.Answer, leads 
 	return m, leads, w, version
 }
 
-// service is the one that has the port at its virtual address, or, unless other ports are a node's, the first that has the
-// address; nil: none.
-func (a *address) service(port uint32) *entry {
-	for _, s := range a.services {
+// virtual are the services whose address it is: the one that the cluster has given it to; without one, and where it is no pod's own
+// either, those that say it is theirs. For whoever may make a Service in some namespace may say so of any address, and would have
+// the connections of all others (CVE-2020-8554).
+func (a *address) virtual(at netip.Addr) []*entry {
+	for i, s := range a.services {
+		if slices.Contains(s.rec.vips[:s.rec.own], at) {
+			return a.services[i : i+1]
+		}
+	}
+	if len(a.pods) > 0 {
+		return nil
+	}
+	return a.services
+}
+
+// service is the one of services that has the port, or, unless other ports are a node's, the first one; nil: none.
+func (a *address) service(services []*entry, port uint32) *entry {
+	for _, s := range services {
 		if port != 0 && slices.ContainsFunc(s.rec.msg.Ports, func(p *discoveryv1.ServicePort) bool { return p.Port == port }) {
 			return s
 		}
 	}
-	if len(a.services) == 0 || len(a.nodes) > 0 && port != 0 {
+	if len(services) == 0 || len(a.nodes) > 0 && port != 0 {
 		return nil
 	}
-	return a.services[0]
+	return services[0]
 }
 
 // atNode is whose NodePort or host port the port of a node's address is.

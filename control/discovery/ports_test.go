@@ -85,3 +85,43 @@ func TestPortsOfSharedAddresses(t *testing.T) {
 		t.Errorf("%d host ports are left", len(x.hostPorts))
 	}
 }
+
+// What the cluster has given to somebody, a cluster IP, a pod's address, a NodePort or a host port, is not led to the Service of
+// somebody else who says that it is his.
+func TestAddressesAreNotTaken(t *testing.T) {
+	var x *Index
+	web := makePod("shop", "web", "u-w", "n1", "10.1.0.1")
+	web.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 9000, HostPort: 8000}}}}
+	shop := makeService("shop", "web", "10.96.0.1", corev1.ServicePort{Port: 80, NodePort: 30080})
+	trap := makeService("a", "trap", "10.96.0.2", corev1.ServicePort{Name: "a", Port: 80}, corev1.ServicePort{Name: "b", Port: 30080},
+		corev1.ServicePort{Name: "c", Port: 8000}, corev1.ServicePort{Name: "d", Port: 443})
+	trap.Spec.ExternalIPs = []string{"10.96.0.1", "10.1.0.1", "192.0.2.1", "198.51.100.1"}
+	want := map[string]string{
+		"10.96.0.1":       "SERVICE shop/web",
+		"10.96.0.1:80":    "SERVICE shop/web",
+		"10.96.0.1:443":   "SERVICE shop/web",
+		"10.1.0.1":        "WORKLOAD u-w",
+		"10.1.0.1:80":     "WORKLOAD u-w",
+		"192.0.2.1:30080": "SERVICE by port shop/web n1 east 80",
+		"192.0.2.1:8000":  "WORKLOAD by port u-w n1 east 9000",
+		"192.0.2.1:443":   "SERVICE by port a/trap", // nobody else's
+		"198.51.100.1:80": "SERVICE a/trap",
+	}
+	// Whoever was there first.
+	for _, order := range [][]any{{trap, makeNode("n1", "east", "192.0.2.1"), web, shop}, {makeNode("n1", "east", "192.0.2.1"), web, shop, trap}} {
+		x = New()
+		put(t, x, order...)
+		for address, want := range want {
+			for _, a := range ask(t, x, address).answers {
+				if got := answerText(a); got != want {
+					t.Errorf("%s: %s, want %s", address, got, want)
+				}
+			}
+		}
+	}
+	// When what an address is given to goes, who watches is told of the next.
+	x.Remove(Services, Name{"shop", "web"})
+	if got := answerText(ask(t, x, "10.96.0.1:80").answers["10.96.0.1:80"]); got != "SERVICE a/trap" {
+		t.Errorf("after its end: %s", got)
+	}
+}

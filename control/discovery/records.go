@@ -99,6 +99,7 @@ type service struct {
 	name Name
 	msg  *discoveryv1.Service
 	vips []netip.Addr // cluster, external and load balancers' addresses
+	own  int          // how many of them the cluster has given it: the first ones
 }
 
 type slice struct {
@@ -257,6 +258,7 @@ func stripService(o *corev1.Service) *service {
 	}
 	own, outside := kube.ClusterIPs(&o.Spec), kube.OutsideIPs(o)
 	s.vips = append(own, slices.DeleteFunc(outside, func(a netip.Addr) bool { return slices.Contains(own, a) })...)
+	s.own = len(own)
 	m.ClusterIps, m.ExternalIps, m.LoadBalancerIps = addrBytes(own), addrBytes(s.vips[len(own):]), addrBytes(kube.BalancerIPs(o))
 	for _, r := range kube.SourceRanges(o) {
 		m.SourceRanges = append(m.SourceRanges, r.String())
