@@ -120,7 +120,7 @@ func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podapi.Erro
 
 // attach records the attachment and wires its pod. When that fails, nothing of it is left.
 func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, err error) {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	defer m.observed()
 	m.displace(ctx, a)
@@ -179,7 +179,7 @@ func (m *Manager) find(key store.Key) *pod {
 
 // Del forgets an attachment. It never fails a pod's removal: what goes wrong is logged, and swept later.
 func (m *Manager) Del(ctx context.Context, r *podapi.Request) *podapi.Error {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	key := store.Key{ContainerID: r.ContainerID, IfName: r.IfName}
 	if m.cfg.Records != nil {
@@ -211,7 +211,7 @@ func (m *Manager) drop(ctx context.Context, p *pod, key store.Key) {
 
 // GC drops the network's attachments that are not among the valid ones.
 func (m *Manager) GC(ctx context.Context, r *podapi.Request) *podapi.Error {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	for _, p := range m.sorted() {
 		for key, a := range p.attachments {
@@ -231,7 +231,7 @@ func (m *Manager) Check(_ context.Context, r *podapi.Request) (wired bool, e *po
 	if e := identify(r); e != nil {
 		return false, e
 	}
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	const again = "the agent repairs it within seconds; if not, see its log, and delete the pod"
 	p := m.find(store.Key{ContainerID: r.ContainerID, IfName: r.IfName})

@@ -49,7 +49,8 @@ type Manager struct {
 	cfg  Config
 	kick chan struct{}
 
-	mu       sync.Mutex
+	turn     sync.Mutex      // held by the one that is to have mu next
+	mu       sync.Mutex      // taken by lock
 	pods     map[uint64]*pod // by netns cookie
 	snapshot *node.Snapshot  // the newest; nil before the first
 	link     *proxylink.Link // nil while no proxy is ready
@@ -114,6 +115,14 @@ func (p *pod) addrs() []netip.Addr {
 	return out
 }
 
+// lock takes mu. Whoever gives it away and wants it back gets it after the one that waits for it now: with a mutex alone it would mostly be
+// the first to have it again.
+func (m *Manager) lock() {
+	m.turn.Lock()
+	m.mu.Lock()
+	m.turn.Unlock()
+}
+
 // Kick asks Run to reconcile soon; it never blocks.
 func (m *Manager) Kick() {
 	select {
@@ -135,7 +144,7 @@ func (m *Manager) Run(ctx context.Context) {
 		case <-tick.C:
 			inspect = true
 		}
-		m.mu.Lock()
+		m.lock()
 		if inspect {
 			m.sweep(ctx)
 			m.inspect()
@@ -152,7 +161,7 @@ func (m *Manager) Run(ctx context.Context) {
 // Restore takes up the pods of an earlier agent: attachments from the store, the rest from the kernel. Attachments of no
 // living namespace are dropped.
 func (m *Manager) Restore() error {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	all, err := m.cfg.Store.Load()
 	if err != nil {
@@ -227,20 +236,18 @@ func (m *Manager) reconcile(ctx context.Context) {
 		}
 		before := p.fault
 		p.fault = m.sync(ctx, p)
-		if p.fault == nil {
-			p.doubtful = false
-			m.mu.Unlock()
-			m.mu.Lock()
-			continue
-		}
-		failed = true
 		switch {
+		case p.fault == nil:
+			p.doubtful = false
 		case before != nil && before.Error() == p.fault.Error():
 		case errors.Is(p.fault, errNoLeaf):
 			m.cfg.Log.Info("pod waits for its certificate", "pod", p.name().String())
 		default:
 			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
 		}
+		failed = failed || p.fault != nil
+		m.mu.Unlock()
+		m.lock()
 	}
 	if failed {
 		time.AfterFunc(retryAfter, m.Kick)

@@ -56,7 +56,7 @@ func (m *Manager) sendLeaves(ctx context.Context, leaves []*identity.Leaf) {
 
 // Certified hands new certificates to the proxy, and the roots to trust from now on. It is the Keeper's.
 func (m *Manager) Certified(leaves []*identity.Leaf) {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	if m.link != nil {
 		m.sendLeaves(context.Background(), leaves)
@@ -72,7 +72,7 @@ func (m *Manager) Certified(leaves []*identity.Leaf) {
 // Attach brings a proxy that was just found or started up to date: kernel map, certificates, snapshot, pods. Pods whose
 // listeners it holds keep them. It is the Supervisor's.
 func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	// Always, also to a proxy that has one: the map may have been made anew, and a socket without its tag is steered.
 	tags := m.cfg.Datapath.SockTags()
@@ -162,7 +162,7 @@ func (m *Manager) adopt(ctx context.Context, h *node.Hello) error {
 
 // Detach notes that the link has ended. It is the Supervisor's.
 func (m *Manager) Detach(l *proxylink.Link) {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	if m.link != nil && m.link != l {
 		return // another one has taken its place
@@ -181,7 +181,7 @@ func (m *Manager) Detach(l *proxylink.Link) {
 
 // Link is the proxy's link, or nil while there is none.
 func (m *Manager) Link() *proxylink.Link {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	return m.link
 }
@@ -189,7 +189,7 @@ func (m *Manager) Link() *proxylink.Link {
 // awaitLink waits for a proxy.
 func (m *Manager) awaitLink(ctx context.Context) error {
 	for {
-		m.mu.Lock()
+		m.lock()
 		linked, up := m.linked, m.link != nil
 		m.mu.Unlock()
 		if up {

@@ -39,7 +39,7 @@ type Counters struct {
 
 // Pods is the state of the pods of this node, in the order in which their namespaces were made.
 func (m *Manager) Pods() ([]PodStatus, error) {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	d := m.cfg.Datapath
 	enrolled, err := d.Enrolled()
@@ -93,7 +93,7 @@ type Summary struct {
 
 // Summary counts the pods by their state, and names the newest snapshot.
 func (m *Manager) Summary() Summary {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	s := Summary{Certificates: m.cfg.Keeper.Summary()}
 	for _, p := range m.pods {

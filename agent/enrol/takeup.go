@@ -28,7 +28,7 @@ type Stray struct {
 
 // Strays are the pods of this node that have a network and were not taken up.
 func (m *Manager) Strays() map[manifest.Name]Stray {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	out := make(map[manifest.Name]Stray, len(m.strays))
 	for name, s := range m.strays {

@@ -228,7 +228,7 @@ func (m *Manager) left(p *pod) error {
 
 // drained is the proxy's word that a leaving pod has no connection any more.
 func (m *Manager) drained(cookie uint64) {
-	m.mu.Lock()
+	m.lock()
 	defer m.mu.Unlock()
 	p := m.pods[cookie]
 	if p == nil || !p.leaving {
