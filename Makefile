@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins images demo test vet lint unit race cluster e2e scale kernels conformance soak fuzz generate api-baseline clean
+.PHONY: help build plugins images demo test vet lint unit race cluster e2e e2e-all scale kernels conformance soak fuzz generate api-baseline clean
 .PHONY: bench bench-memory bench-node bench-add bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -52,8 +52,20 @@ race: ## the tests that need no root, under the race detector
 cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
 
-e2e: ## tests on a real Kubernetes cluster, which the target starts and stops (root; minutes, see cluster; E2E_CNI=ptp, E2E_PROXY=nftables, E2E_DUAL=1)
-	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 60m -v ./tests/e2e/...
+# Scenarios of tests/netns that run in pods of a cluster as they do in labs, and those of them that run in both combinations.
+ESCAPES   := Steering|NothingEscapes|WireEncrypted
+SCENARIOS := $(ESCAPES)|MeshPort|Death|EnrolWhileTalking|ModeChangesApply|Bulk|Ends|StoppedReader|BrokenApplications|Programs
+ON_CLUSTER = CONDUIT_CLUSTER_TEST=1 CONDUIT_GROUND=cluster $(GO) test -count=1 -timeout 60m -v
+
+e2e: ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; 12 min, see cluster)
+	$(ON_CLUSTER) ./tests/e2e/...
+	$(ON_CLUSTER) -run '^Test($(ESCAPES))$$' ./tests/netns
+	E2E_CNI=ptp E2E_PROXY=nftables $(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
+	E2E_CNI=ptp E2E_PROXY=nftables $(ON_CLUSTER) -run '^TestInstall$$' ./tests/e2e
+
+e2e-all: ## all of that in one combination (E2E_CNI=bridge or ptp, E2E_PROXY=iptables or nftables, E2E_DUAL=1 for IPv6)
+	$(ON_CLUSTER) ./tests/e2e/...
+	$(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
 
 scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller

@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -46,7 +47,12 @@ func mainOnCluster(m *testing.M) int {
 type clusterGround struct {
 	*kubetest.Cluster
 	t      *testing.T
-	spaces map[string]*kubetest.Cluster // by the name that they have got
+	spaces map[string]*space // by the name that they have got
+}
+
+type space struct {
+	*kubetest.Cluster
+	meshed bool // the namespace is labelled
 }
 
 func newClusterGround(t *testing.T) *clusterGround {
@@ -59,22 +65,23 @@ func newClusterGround(t *testing.T) *clusterGround {
 		}
 		city.installed = true
 	}
-	return &clusterGround{Cluster: c, t: t, spaces: map[string]*kubetest.Cluster{}}
+	return &clusterGround{Cluster: c, t: t, spaces: map[string]*space{}}
 }
 
 func (g *clusterGround) namespace(t *testing.T, name string, labels, annotations map[string]string) string {
 	t.Helper()
-	space := g.spaces[name]
-	if space == nil {
-		space = kubetest.View(t, g.Cluster.Cluster)
-		g.spaces[space.Namespace] = space
+	here := g.spaces[name]
+	if here == nil {
+		here = &space{Cluster: kubetest.View(t, g.Cluster.Cluster)}
+		g.spaces[here.Namespace] = here
 	}
-	change, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": annotations}})
+	change, err := json.Marshal(object{"metadata": object{"labels": labels, "annotations": annotations}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	space.Kubectl("patch", "namespace", space.Namespace, "--type=merge", "-p", string(change))
-	return space.Namespace
+	here.Kubectl("patch", "namespace", here.Namespace, "--type=merge", "-p", string(change))
+	here.meshed = labels["conduit.io/mesh"] == "enabled"
+	return here.Namespace
 }
 
 func (g *clusterGround) node(i int) testnet.Node { return inpod.NodeOf(g.Cluster, i) }
@@ -83,32 +90,44 @@ type object = map[string]any
 
 func (g *clusterGround) pods(t *testing.T, wanted ...resident) []testnet.Pod {
 	t.Helper()
+	objects, names := map[string][]object{}, map[string][]string{}
 	for _, r := range wanted {
-		account := "default"
-		if r.opts.ServiceAccount != "" {
-			account = r.opts.ServiceAccount
-			g.apply(t, r.namespace, object{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": object{"name": account}})
+		account := cmp.Or(r.opts.ServiceAccount, "default")
+		if account != "default" {
+			objects[r.namespace] = append(objects[r.namespace], object{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": object{"name": account}})
 		}
-		g.apply(t, r.namespace, object{"apiVersion": "v1", "kind": "Pod",
+		objects[r.namespace] = append(objects[r.namespace], object{"apiVersion": "v1", "kind": "Pod",
 			"metadata": object{"name": r.name, "labels": r.opts.Labels, "annotations": r.opts.Annotations},
 			"spec": object{"nodeName": g.Node(r.node).Name(), "serviceAccountName": account, "terminationGracePeriodSeconds": 0,
 				"containers": []object{{"name": "pause", "image": kube.PauseImage, "imagePullPolicy": "Never"}}}})
+		names[r.namespace] = append(names[r.namespace], r.name)
+	}
+	for namespace, list := range objects { // all are made at the same time
+		g.apply(t, namespace, list...)
+	}
+	for namespace, list := range names {
+		here := g.spaces[namespace]
+		here.WaitReady(list...)
+		meshed := []string(nil)
+		for _, r := range wanted {
+			if r.namespace == namespace && here.meshed && r.opts.Labels["conduit.io/mesh"] != "disabled" {
+				meshed = append(meshed, "pod/"+r.name)
+			}
+		}
+		if len(meshed) > 0 {
+			here.Kubectl(append(append([]string{"wait"}, meshed...), "--for=condition=conduit.io/Enrolled", "--timeout=60s")...)
+		}
 	}
 	made := make([]testnet.Pod, len(wanted))
 	for i, r := range wanted {
-		space := g.spaces[r.namespace]
-		space.WaitReady(r.name)
-		if enabled := space.Kubectl("get", "namespace", r.namespace, "-o", `jsonpath={.metadata.labels.conduit\.io/mesh}`); enabled == "enabled" {
-			space.Kubectl("wait", "--for=condition=conduit.io/Enrolled", "pod/"+r.name, "--timeout=60s")
-		}
-		made[i] = inpod.Enter(t, space, r.name, r.ports...)
+		made[i] = inpod.Enter(t, g.spaces[r.namespace].Cluster, r.name, r.ports...)
 	}
 	return made
 }
 
-func (g *clusterGround) apply(t *testing.T, namespace string, o object) {
+func (g *clusterGround) apply(t *testing.T, namespace string, objects ...object) {
 	t.Helper()
-	data, err := json.Marshal(o)
+	data, err := json.Marshal(object{"apiVersion": "v1", "kind": "List", "items": objects})
 	if err != nil {
 		t.Fatal(err)
 	}
