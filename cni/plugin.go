@@ -30,6 +30,12 @@ const (
 // Main runs the plugin as the CNI specification wants it: the call in the environment and on standard input, the
 // result or error on standard output. It exits on errors.
 func Main() {
+	// After ADD and DEL skel would compare CNI_NETNS with this process's own namespace. The agent has judged it by then, and has refused its own.
+	// And a look at /proc/self/task/TID costs the runtime dearly: when it reaps this process, and the thread ends as well, both clear
+	// the same directory of /proc, and the kernel has one of the two spin until the other, which may not even run, is done.
+	if err := os.Setenv("CNI_NETNS_OVERRIDE", "true"); err != nil {
+		fmt.Fprintf(os.Stderr, "conduit-cni: %v\n", err)
+	}
 	p := plugin{stdout: os.Stdout, stderr: os.Stderr}
 	skel.PluginMainFuncs(skel.CNIFuncs{Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status},
 		version.VersionsStartingFrom("0.3.1"), "conduit-cni "+mesh.Version()+": wires pods into the Conduit mesh (chained CNI plugin)")

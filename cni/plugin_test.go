@@ -177,6 +177,20 @@ func TestAgentRefuses(t *testing.T) {
 	}
 }
 
+// Which namespaces are not a pod's is for the agent to say: the plugin does not look at its own.
+func TestNamespaceIsTheAgentsMatter(t *testing.T) {
+	for _, verb := range []string{"ADD", "DEL"} {
+		a := newAgent(t, ok)
+		o := call(t, env(verb, "CNI_NETNS", "/proc/self/ns/net"), conf("1.1.0", a.socket, prev))
+		if o.failed != nil {
+			t.Errorf("%s: %v", verb, o.failed)
+		}
+		if req := a.only(t); req.Netns != "/proc/self/ns/net" {
+			t.Errorf("%s: request %+v", verb, req)
+		}
+	}
+}
+
 func TestCheckAsks(t *testing.T) {
 	a := newAgent(t, ok)
 	o := call(t, env("CHECK"), conf("1.1.0", a.socket, prev))
