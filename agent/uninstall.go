@@ -106,9 +106,9 @@ func stopProxy(runDir string) error {
 
 // unwire removes rules and routes from a pod's namespace, if it is still the one that was wired.
 func unwire(a *store.Attachment, did func(string, error)) {
-	netns, err := podnet.Open(a.Netns)
+	netns, err := podnet.OpenAs(a.Netns, a.Cookie)
 	if errors.Is(err, podnet.ErrGone) {
-		return
+		return // if another namespace took the name, it was never wired, or has a record of its own
 	}
 	what := fmt.Sprintf("rules and routes of pod %s/%s (%s)", a.Namespace, a.Pod, a.Netns)
 	if err != nil {
@@ -116,9 +116,6 @@ func unwire(a *store.Attachment, did func(string, error)) {
 		return
 	}
 	defer netns.Close()
-	if cookie, err := loader.NetnsCookie(netns); err != nil || cookie != a.Cookie {
-		return // another namespace took the name; it was never wired, or has a record of its own
-	}
 	did(what, podnet.Teardown(netns))
 }
 

@@ -253,7 +253,7 @@ func (w *world) serve() {
 	}
 	defer ns.Close()
 	var l net.Listener
-	if err := loader.Inside(ns, func() error { l, err = net.Listen("tcp", ":8080"); return err }); err != nil {
+	if err := loader.Inside(ns.File, func() error { l, err = net.Listen("tcp", ":8080"); return err }); err != nil {
 		w.t.Fatal(err)
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -274,7 +274,7 @@ func (w *world) client(pod string, keepAlive bool) *http.Client {
 				return nil, err
 			}
 			defer ns.Close()
-			err = loader.Inside(ns, func() error { c, err = net.DialTimeout(network, addr, 5*time.Second); return err })
+			err = loader.Inside(ns.File, func() error { c, err = net.DialTimeout(network, addr, 5*time.Second); return err })
 			return c, err
 		},
 	}}

@@ -12,11 +12,15 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// Check compares the kernel with what an enrolled pod needs, and returns every difference, each wrapping ErrMismatch:
-// the pod's entry, its lookup program attached to a living namespace, and the programs at the cgroup. It says nothing
-// about listeners (see Listeners), which come and go with the proxy.
+// Check compares the kernel with what an enrolled pod needs, and returns every difference, each wrapping ErrMismatch: what CheckPod
+// and CheckHooks look at. It says nothing about listeners (see Listeners), which come and go with the proxy.
 func (d *Datapath) Check(cookie uint64) error {
-	return errors.Join(d.checkPod(cookie), d.checkLookup(cookie), d.CheckHooks())
+	return errors.Join(d.CheckPod(cookie), d.CheckHooks())
+}
+
+// CheckPod looks at what an enrolled pod has for itself: its entry, and its lookup program, attached to a living namespace.
+func (d *Datapath) CheckPod(cookie uint64) error {
+	return errors.Join(d.checkPod(cookie), d.checkLookup(cookie))
 }
 
 // Alive reports whether the namespace to which the pod's lookup program was attached still exists: false also when

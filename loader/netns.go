@@ -11,18 +11,23 @@ import (
 // NetnsCookie is the number by which the kernel names a network namespace; it is never used again, unlike the inode.
 func NetnsCookie(netns *os.File) (cookie uint64, err error) {
 	err = Inside(netns, func() error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("socket: %w", err)
-		}
-		defer unix.Close(fd)
-		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		cookie, err = CookieHere()
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("read cookie of network namespace %s: %w", netns.Name(), err)
 	}
 	return cookie, nil
+}
+
+// CookieHere is the cookie of the calling thread's network namespace: for work that is Inside one.
+func CookieHere() (cookie uint64, err error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 }
 
 // Inside runs work on a thread that is inside netns, and waits for it. Work must not start goroutines that need the

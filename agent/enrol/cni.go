@@ -13,7 +13,6 @@ import (
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/api/podapi"
-	"conduit.io/conduit/loader"
 )
 
 // containerID is what CNI allows (SPEC, "Parameters"); it becomes part of a file name.
@@ -44,16 +43,18 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 		return false, fail(podapi.CodeBadRequest, "the runtime must pass K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS",
 			"the request names no pod")
 	}
-	a, e := m.attachment(r)
+	a, netns, e := m.attachment(r)
 	if e != nil {
 		return false, e
 	}
+	defer netns.Close()
 	pod, e := m.describe(ctx, a)
 	if e != nil {
 		return false, e
 	}
 	objects, _ := m.cfg.Objects.Objects()
 	a.Workload = discovery.Workload(objects, pod, m.cfg.Node)
+	a.Workload.Addrs = a.Addrs // as refresh will have it: it is stored once
 	for {
 		if a.Workload.Meshed {
 			if err := m.awaitLink(ctx); err != nil {
@@ -65,10 +66,12 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 					"pod %s/%s cannot be wired: %v", a.Namespace, a.Pod, err)
 			}
 		}
-		if err := settle(ctx, a); err != nil { // before the lock is taken: it may be a matter of seconds
-			return false, fail(podapi.CodeBadNetns, "", "look for tentative addresses in %s: %v", a.Netns, err)
+		if a.Workload.Meshed { // before the lock is taken: it may be a matter of seconds
+			if err := podnet.Settle(ctx, netns); err != nil {
+				return false, fail(podapi.CodeBadNetns, "", "look for tentative addresses in %s: %v", a.Netns, err)
+			}
 		}
-		wired, err := m.attach(ctx, a)
+		wired, err := m.attach(ctx, a, netns)
 		switch {
 		case err == nil:
 			return wired, nil
@@ -82,32 +85,15 @@ func (m *Manager) Add(ctx context.Context, r *podapi.Request) (wired bool, e *po
 	}
 }
 
-func settle(ctx context.Context, a *store.Attachment) error {
-	if !a.Workload.Meshed {
-		return nil
-	}
-	netns, err := podnet.Open(a.Netns)
-	if err != nil {
-		return err
-	}
-	defer netns.Close()
-	return podnet.Settle(ctx, netns)
-}
-
-// attachment looks at the namespace that the request names.
-func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podapi.Error) {
+// attachment looks at the namespace that the request names. The caller must close it.
+func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podnet.Netns, *podapi.Error) {
 	const hint = "CNI_NETNS must be the path of the pod's network namespace; pods with hostNetwork cannot be part of the mesh"
-	f, err := podnet.Open(r.Netns)
+	netns, err := podnet.Open(r.Netns)
 	if err != nil {
-		return nil, fail(podapi.CodeBadNetns, hint, "%v", err)
-	}
-	defer f.Close()
-	cookie, err := loader.NetnsCookie(f)
-	if err != nil {
-		return nil, fail(podapi.CodeBadNetns, hint, "%v", err)
+		return nil, nil, fail(podapi.CodeBadNetns, hint, "%v", err)
 	}
 	a := &store.Attachment{
-		Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Cookie: cookie,
+		Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, Cookie: netns.Cookie,
 		Namespace: r.Namespace, Pod: r.Pod, PodUID: r.PodUID,
 	}
 	for _, addr := range r.Addrs {
@@ -115,11 +101,11 @@ func (m *Manager) attachment(r *podapi.Request) (*store.Attachment, *podapi.Erro
 			a.Addrs = append(a.Addrs, addr)
 		}
 	}
-	return a, nil
+	return a, netns, nil
 }
 
-// attach records the attachment and wires its pod. When that fails, nothing of it is left.
-func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, err error) {
+// attach records the attachment and wires its pod, which is in netns. When that fails, nothing of it is left.
+func (m *Manager) attach(ctx context.Context, a *store.Attachment, netns *podnet.Netns) (wired bool, err error) {
 	m.lock()
 	defer m.mu.Unlock()
 	defer m.observed()
@@ -138,7 +124,10 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment) (wired bool, 
 		m.refresh()
 		err = m.publish(ctx)
 	}
-	if err == nil || !p.workload.Meshed && errors.Is(err, proxylink.ErrClosed) {
+	switch {
+	case err == nil && p.workload.Meshed:
+		err = m.wire(ctx, p, netns)
+	case err == nil, !p.workload.Meshed && errors.Is(err, proxylink.ErrClosed):
 		err = m.sync(ctx, p)
 	}
 	if err == nil && p.workload.Meshed && !p.held {

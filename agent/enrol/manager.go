@@ -147,11 +147,8 @@ func (m *Manager) Run(ctx context.Context) {
 		m.lock()
 		if inspect {
 			m.sweep(ctx)
-			m.inspect()
 			m.takeUp(true)
-			for _, p := range m.pods {
-				p.doubtful = true
-			}
+			m.inspect()
 		}
 		m.reconcile(ctx)
 		m.mu.Unlock()
@@ -222,7 +219,13 @@ func (m *Manager) inKernel() ([]uint64, error) {
 	return cookies, nil
 }
 
-// reconcile brings everything up to what the manifests say now. Between two pods it gives the lock away: nobody's ADD waits for all.
+// breathe gives the lock away between two pods, so that nobody's ADD waits for all.
+func (m *Manager) breathe() {
+	m.mu.Unlock()
+	m.lock()
+}
+
+// reconcile brings everything up to what the manifests say now. It breathes.
 func (m *Manager) reconcile(ctx context.Context) {
 	m.takeUp(false)
 	m.refresh()
@@ -246,8 +249,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
 		}
 		failed = failed || p.fault != nil
-		m.mu.Unlock()
-		m.lock()
+		m.breathe()
 	}
 	if failed {
 		time.AfterFunc(retryAfter, m.Kick)
@@ -342,9 +344,13 @@ func sameWorkload(a, b *mesh.Workload) bool {
 		slices.Equal(a.Addrs, b.Addrs)
 }
 
-// sweep drops attachments whose namespace is gone, or was replaced by another one.
+// sweep drops attachments whose namespace is gone, or was replaced by another one. It breathes.
 func (m *Manager) sweep(ctx context.Context) {
 	for _, p := range m.sorted() {
+		m.breathe()
+		if m.pods[p.cookie] != p {
+			continue
+		}
 		for key, a := range p.attachments {
 			if err := m.alive(a); err == nil || !errors.Is(err, podnet.ErrGone) {
 				continue
@@ -360,14 +366,9 @@ func (m *Manager) sweep(ctx context.Context) {
 
 // alive checks that the attachment's path still leads to its namespace; otherwise the error is podnet.ErrGone.
 func (m *Manager) alive(a *store.Attachment) error {
-	f, err := podnet.Open(a.Netns)
+	netns, err := podnet.OpenAs(a.Netns, a.Cookie)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	cookie, err := loader.NetnsCookie(f)
-	if err == nil && cookie != a.Cookie {
-		err = podnet.ErrGone
-	}
-	return err
+	return netns.Close()
 }

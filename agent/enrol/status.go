@@ -37,10 +37,10 @@ type Counters struct {
 	Bypassed map[string]uint64 `json:"bypassed"`
 }
 
-// Pods is the state of the pods of this node, in the order in which their namespaces were made.
+// Pods is the state of the pods of this node, in the order in which their namespaces were made. The kernel is asked last, and nobody
+// waits for that.
 func (m *Manager) Pods() ([]PodStatus, error) {
-	m.lock()
-	defer m.mu.Unlock()
+	out, cookies := m.known()
 	d := m.cfg.Datapath
 	enrolled, err := d.Enrolled()
 	if err != nil {
@@ -50,31 +50,41 @@ func (m *Manager) Pods() ([]PodStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := []PodStatus{}
-	for _, p := range m.sorted() {
-		k, isEnrolled := enrolled[p.cookie]
-		s := PodStatus{
-			UID:       p.workload.UID,
-			Namespace: p.workload.Namespace, Name: p.workload.Name,
-			Identity: p.workload.Identity(m.cfg.TrustDomain).String(),
-			Cookie:   strconv.FormatUint(p.cookie, 10), Netns: p.first().Netns, Addrs: p.workload.Addrs,
-			Wanted: p.workload.Meshed, Enrolled: isEnrolled, Leaving: p.leaving,
-			Mode: p.workload.Mode, Down: p.workload.Down, OutOpen: k.OutOpen, InOpen: k.InOpen,
-			Listeners: map[string]bool{}, Counters: kernelCounters(counters[p.cookie]),
-		}
-		alive, err := d.Listeners(p.cookie)
+	for i, cookie := range cookies {
+		k, isEnrolled := enrolled[cookie]
+		s := &out[i]
+		s.Enrolled, s.OutOpen, s.InOpen, s.Counters = isEnrolled, k.OutOpen, k.InOpen, kernelCounters(counters[cookie])
+		alive, err := d.Listeners(cookie)
 		if err != nil {
 			return nil, err
 		}
 		for slot, name := range []string{"inV4", "inV6", "outV4", "outV6"} {
 			s.Listeners[name] = alive[slot]
 		}
+	}
+	return out, nil
+}
+
+// known is Pods without the kernel's part, and their cookies.
+func (m *Manager) known() (out []PodStatus, cookies []uint64) {
+	m.lock()
+	defer m.mu.Unlock()
+	out = []PodStatus{}
+	for _, p := range m.sorted() {
+		s := PodStatus{
+			UID:       p.workload.UID,
+			Namespace: p.workload.Namespace, Name: p.workload.Name,
+			Identity: p.workload.Identity(m.cfg.TrustDomain).String(),
+			Cookie:   strconv.FormatUint(p.cookie, 10), Netns: p.first().Netns, Addrs: p.workload.Addrs,
+			Wanted: p.workload.Meshed, Leaving: p.leaving, Mode: p.workload.Mode, Down: p.workload.Down,
+			Listeners: map[string]bool{},
+		}
 		if p.fault != nil {
 			s.Error = p.fault.Error()
 		}
-		out = append(out, s)
+		out, cookies = append(out, s), append(cookies, p.cookie)
 	}
-	return out, nil
+	return out, cookies
 }
 
 func kernelCounters(c loader.Counters) Counters {

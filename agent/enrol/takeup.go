@@ -15,7 +15,6 @@ import (
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/podapi"
-	"conduit.io/conduit/loader"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -169,10 +168,11 @@ func (m *Manager) proven(d *corev1.Pod, r *cnicache.Record) (*store.Attachment, 
 	case strings.HasPrefix(filepath.Clean(r.Netns), "/proc/"): // ADD is about processes that are there
 		return nil, errors.New(r.Netns + " is that of a process, which may be another one by now")
 	}
-	a, e := m.attachment(req)
+	a, netns, e := m.attachment(req)
 	if e != nil {
 		return nil, errors.New(e.Message)
 	}
+	defer netns.Close()
 	for _, want := range addresses(d) {
 		if !slices.Contains(a.Addrs, want) {
 			return nil, fmt.Errorf("container %s was given %v, and the pod has %s", short(r.ContainerID), r.Addrs, want)
@@ -180,14 +180,6 @@ func (m *Manager) proven(d *corev1.Pod, r *cnicache.Record) (*store.Attachment, 
 	}
 	if len(a.Addrs) == 0 {
 		return nil, fmt.Errorf("container %s was given no address", short(r.ContainerID))
-	}
-	netns, err := podnet.Open(r.Netns)
-	if err != nil {
-		return nil, err
-	}
-	defer netns.Close()
-	if cookie, err := loader.NetnsCookie(netns); err != nil || cookie != a.Cookie {
-		return nil, fmt.Errorf("%s was replaced meanwhile (%w)", r.Netns, errors.Join(err, podnet.ErrGone))
 	}
 	return a, podnet.Holds(netns, r.IfName, a.Addrs)
 }

@@ -19,7 +19,6 @@ import (
 	"conduit.io/conduit/agent/store"
 	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/podapi"
-	"conduit.io/conduit/loader"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -261,12 +260,8 @@ func TestTakeUpBesidePlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	cookie, err := loader.NetnsCookie(f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	del := &podapi.Request{Op: podapi.Del, ContainerID: "c1", IfName: "eth0", Netns: web}
-	delete(n.pods, cookie) // as Del does, which needs the kernel's programs for it
+	delete(n.pods, f.Cookie) // as Del does, which needs the kernel's programs for it
 	if e := n.Del(t.Context(), del); e != nil {
 		t.Fatal(e)
 	}

@@ -3,7 +3,6 @@ package enrol
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -28,7 +27,12 @@ var (
 func (m *Manager) sync(ctx context.Context, p *pod) error {
 	switch {
 	case p.workload.Meshed:
-		return m.wire(ctx, p)
+		netns, err := m.open(p)
+		if err != nil {
+			return err
+		}
+		defer netns.Close()
+		return m.wire(ctx, p, netns)
 	case p.enrolled:
 		return m.leave(ctx, p)
 	case p.leaving && m.link != nil && !p.held:
@@ -39,33 +43,29 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 
 // wire enrols the pod, or repairs and updates it. The order makes sure that nothing is steered before it can be served:
 // rules and routes, listeners, the proxy's word, the listener map, the lookup program, and the pod's entry last.
-func (m *Manager) wire(ctx context.Context, p *pod) error {
+func (m *Manager) wire(ctx context.Context, p *pod, netns *podnet.Netns) error {
 	if !p.enrolled && !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)) {
 		return errNoLeaf
 	}
-	netns, err := m.open(p)
-	if err != nil {
-		return err
-	}
-	defer netns.Close()
 	if err := m.address(p, netns); err != nil {
 		return err
 	}
-	n := podnet.Net{IfName: p.first().IfName, Addrs: p.kernelAddrs}
-	if err := podnet.Verify(netns, n); err != nil {
-		if p.enrolled {
-			m.cfg.Log.Warn("repairing the pod's rules and routes", "pod", p.name().String(), "found", err)
-		}
-		if err := podnet.Setup(netns, n); err != nil {
-			return err
-		}
+	if err := m.route(p, netns); err != nil {
+		return err
 	}
 	if err := m.listeners(ctx, p, netns); err != nil && !(p.enrolled && errors.Is(err, errNoProxy)) {
 		return err // an enrolled pod without a proxy is what its agent-down mode is for
 	}
 	d := m.cfg.Datapath
-	if !p.enrolled || d.Check(p.cookie) != nil {
-		if err := d.AttachLookup(netns, p.cookie); err != nil {
+	var lost error
+	if p.enrolled {
+		if lost = d.CheckPod(p.cookie); lost != nil {
+			m.cfg.Log.Warn("kernel state of the pod differs; repairing it", "pod", p.name().String(), "found", lost)
+			p.kernel = loader.Pod{} // tell the kernel again
+		}
+	}
+	if !p.enrolled || lost != nil {
+		if err := d.AttachLookup(netns.File, p.cookie); err != nil {
 			return err
 		}
 	}
@@ -84,25 +84,26 @@ func (m *Manager) wire(ctx context.Context, p *pod) error {
 	return nil
 }
 
-// open opens the pod's namespace, and makes sure that it is still the same.
-func (m *Manager) open(p *pod) (*os.File, error) {
-	f, err := podnet.Open(p.first().Netns)
-	if err != nil {
-		return nil, err
+// route makes the pod's rules and routes. Of a pod that is not enrolled there are none, mostly.
+func (m *Manager) route(p *pod, netns *podnet.Netns) error {
+	n := podnet.Net{IfName: p.first().IfName, Addrs: p.kernelAddrs}
+	if p.enrolled {
+		err := podnet.Verify(netns, n)
+		if err == nil {
+			return nil
+		}
+		m.cfg.Log.Warn("repairing the pod's rules and routes", "pod", p.name().String(), "found", err)
 	}
-	cookie, err := loader.NetnsCookie(f)
-	if err == nil && cookie != p.cookie {
-		err = fmt.Errorf("%s is another namespace now: %w", p.first().Netns, podnet.ErrGone)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return podnet.Setup(netns, n)
+}
+
+// open opens the pod's namespace.
+func (m *Manager) open(p *pod) (*podnet.Netns, error) {
+	return podnet.OpenAs(p.first().Netns, p.cookie)
 }
 
 // address finds every address of the pod: those that CNI reported, and others that the namespace has.
-func (m *Manager) address(p *pod, netns *os.File) error {
+func (m *Manager) address(p *pod, netns *podnet.Netns) error {
 	found, err := podnet.Addresses(netns, p.first().IfName)
 	if err != nil {
 		return err
@@ -138,7 +139,7 @@ func samePod(a, b loader.Pod) bool {
 
 // listeners makes sure that the proxy holds listeners of the pod, that the kernel has the same, and that the proxy knows
 // the pod as it is now. Listeners that are alive are left alone.
-func (m *Manager) listeners(ctx context.Context, p *pod, netns *os.File) error {
+func (m *Manager) listeners(ctx context.Context, p *pod, netns *podnet.Netns) error {
 	if m.link == nil {
 		return errNoProxy
 	}
@@ -163,7 +164,7 @@ func (m *Manager) listeners(ctx context.Context, p *pod, netns *os.File) error {
 		return err
 	}
 	defer l.Close() // the proxy's copies stay: when it dies, the kernel empties the slots
-	if _, err := m.link.Call(ctx, msg, append([]*os.File{netns}, l.Files[:]...)...); err != nil {
+	if _, err := m.link.Call(ctx, msg, append([]*os.File{netns.File}, l.Files[:]...)...); err != nil {
 		return err
 	}
 	p.held, p.told = true, p.workload
@@ -299,8 +300,8 @@ func (m *Manager) release(ctx context.Context, path string) {
 		return
 	}
 	defer netns.Close()
-	cookie, err := loader.NetnsCookie(netns)
-	if err != nil || !m.alone[cookie] {
+	cookie := netns.Cookie
+	if !m.alone[cookie] {
 		return
 	}
 	if m.link != nil {
@@ -313,7 +314,7 @@ func (m *Manager) release(ctx context.Context, path string) {
 	delete(m.alone, cookie)
 }
 
-// inspect notes what the kernel or the namespaces have lost, so that the reconciliation that follows repairs it.
+// inspect attaches again what the kernel has lost of the programs at the cgroup, and has the reconciliation that follows compare every pod.
 func (m *Manager) inspect() {
 	if err := m.cfg.Datapath.CheckHooks(); err != nil {
 		m.cfg.Log.Error("programs at the cgroup are lost; attaching them again", "found", err)
@@ -328,13 +329,7 @@ func (m *Manager) inspect() {
 			m.debris[cookie] = true
 		}
 	}
-	for _, p := range m.sorted() {
-		if !p.enrolled {
-			continue
-		}
-		if err := m.cfg.Datapath.Check(p.cookie); err != nil {
-			m.cfg.Log.Warn("kernel state of the pod differs; repairing it", "pod", p.name().String(), "found", err)
-			p.kernel = loader.Pod{} // tell the kernel again
-		}
+	for _, p := range m.pods {
+		p.doubtful = true
 	}
 }

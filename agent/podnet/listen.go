@@ -38,9 +38,9 @@ func (l *Listeners) Close() {
 }
 
 // Listen makes the four listeners in netns. The caller must Close them.
-func Listen(netns *os.File) (*Listeners, error) {
+func Listen(netns *Netns) (*Listeners, error) {
 	l := &Listeners{}
-	err := loader.Inside(netns, func() error {
+	err := loader.Inside(netns.File, func() error {
 		for slot := range node.Slots {
 			f, err := listen(slot)
 			switch {

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"os"
 
+	"conduit.io/conduit/loader"
+
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,9 +22,51 @@ var (
 	ErrHost = errors.New("the node's own network namespace")
 )
 
-// Open opens the pod's network namespace at path. The caller must Close the file; while it is open, the namespace
-// lives on.
-func Open(path string) (*os.File, error) {
+// Netns is an open network namespace of a pod; while it is open, the namespace lives on. It must not be used concurrently. To enter a
+// namespace takes a thread of its own, so that is done once: its netlink socket works from outside.
+type Netns struct {
+	*os.File
+	Cookie uint64 // by which the kernel names the namespace; it is never used again, unlike the path
+	route  *netlink.Handle
+}
+
+// Close closes what is open of the namespace.
+func (n *Netns) Close() error {
+	n.route.Close()
+	return n.File.Close()
+}
+
+// Open opens the pod's network namespace at path. The caller must Close it.
+func Open(path string) (*Netns, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	n := &Netns{File: f}
+	err = loader.Inside(f, func() (err error) {
+		if n.Cookie, err = loader.CookieHere(); err == nil {
+			n.route, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		}
+		return err
+	})
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// OpenAs is Open for the namespace that has the cookie. When another one is at path now, the error is ErrGone.
+func OpenAs(path string, cookie uint64) (*Netns, error) {
+	n, err := Open(path)
+	if err == nil && n.Cookie != cookie {
+		n.Close()
+		return nil, fmt.Errorf("%s is another namespace now: %w", path, ErrGone)
+	}
+	return n, err
+}
+
+func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("open network namespace %s: %w", path, ErrGone)

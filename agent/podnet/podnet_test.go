@@ -21,7 +21,7 @@ import (
 )
 
 // newNetns makes an unnamed network namespace with an eth0 that has addrs. It lives while the file is open.
-func newNetns(t *testing.T, addrs ...string) *os.File {
+func newNetns(t *testing.T, addrs ...string) *Netns {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: needs root to make network namespaces")
@@ -76,7 +76,12 @@ func newNetns(t *testing.T, addrs ...string) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.f
+	n, err := Open(path(r.f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	return n
 }
 
 func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
@@ -90,9 +95,9 @@ func addrs(s ...string) (out []netip.Addr) {
 	return out
 }
 
-func ruleText(t *testing.T, ns *os.File, family int) (out []string) {
+func ruleText(t *testing.T, ns *Netns, family int) (out []string) {
 	t.Helper()
-	if err := loader.Inside(ns, func() error {
+	if err := loader.Inside(ns.File, func() error {
 		list, err := netlink.RuleList(family)
 		for _, r := range list {
 			if r.Priority >= 100 && r.Priority < 200 {
@@ -106,10 +111,10 @@ func ruleText(t *testing.T, ns *os.File, family int) (out []string) {
 	return out
 }
 
-func routeCount(t *testing.T, ns *os.File, family int) (n int) {
+func routeCount(t *testing.T, ns *Netns, family int) (n int) {
 	t.Helper()
-	if err := loader.Inside(ns, func() error {
-		list, err := tableRoutes(family)
+	if err := loader.Inside(ns.File, func() error {
+		list, err := ns.tableRoutes(family)
 		n = len(list)
 		return err
 	}); err != nil {
@@ -158,10 +163,10 @@ func TestSetupVerifyTeardown(t *testing.T) {
 }
 
 // checkSources asks the kernel how marked packets would go: to loopback, from the pod's own address.
-func checkSources(t *testing.T, ns *os.File) {
+func checkSources(t *testing.T, ns *Netns) {
 	t.Helper()
 	for dst, src := range map[string]string{"192.0.2.1": "10.9.0.2", "2001:db8::1": "fd00:9::2"} {
-		err := loader.Inside(ns, func() error {
+		err := loader.Inside(ns.File, func() error {
 			got, err := netlink.RouteGetWithOptions(netip.MustParseAddr(dst).AsSlice(), &netlink.RouteGetOptions{Mark: kernel.Mark})
 			if err != nil {
 				return err
@@ -195,7 +200,7 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 			return err
 		}, "rule 101 for mark 0x4d1 is missing (IPv6)"},
 		{"route", func() error {
-			list, err := tableRoutes(netlink.FAMILY_V4)
+			list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
 			if err != nil {
 				return err
 			}
@@ -218,7 +223,7 @@ func TestVerifyNamesWhatIsMissing(t *testing.T) {
 			if err := Setup(ns, n); err != nil {
 				t.Fatal(err)
 			}
-			if err := loader.Inside(ns, tt.spoil); err != nil {
+			if err := loader.Inside(ns.File, tt.spoil); err != nil {
 				t.Fatal(err)
 			}
 			if err := Verify(ns, n); err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -246,7 +251,7 @@ func TestRulesBeforeAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	way := func() error {
-		return loader.Inside(ns, func() error {
+		return loader.Inside(ns.File, func() error {
 			_, err := netlink.RouteGetWithOptions(netip.MustParseAddr("2001:db8::1").AsSlice(), &netlink.RouteGetOptions{Mark: kernel.Mark})
 			return err
 		})
@@ -254,7 +259,7 @@ func TestRulesBeforeAddresses(t *testing.T) {
 	if err := way(); !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("marked packet of a pod without IPv6: %v, want ENETUNREACH", err)
 	}
-	if err := loader.Inside(ns, func() error {
+	if err := loader.Inside(ns.File, func() error {
 		dev, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
@@ -332,7 +337,7 @@ func TestListen(t *testing.T) {
 // absent, so that every slot has a descriptor to send.
 func TestListenWithoutIPv6(t *testing.T) {
 	ns := newNetns(t)
-	if err := loader.Inside(ns, func() error {
+	if err := loader.Inside(ns.File, func() error {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0)
 	}); err != nil {
 		t.Fatal(err)
@@ -357,7 +362,7 @@ var home, _ = os.Open("/proc/thread-self/ns/net")
 
 func TestOpenRefuses(t *testing.T) {
 	ns := newNetns(t)
-	if f, err := Open(path(ns)); err != nil {
+	if f, err := Open(path(ns.File)); err != nil {
 		t.Errorf("a good namespace: %v", err)
 	} else {
 		f.Close()
@@ -391,7 +396,7 @@ func TestDoComesHome(t *testing.T) {
 	before := inode("/proc/thread-self/ns/net")
 	for range 20 {
 		var there uint64
-		if err := loader.Inside(ns, func() error { there = inode("/proc/thread-self/ns/net"); return nil }); err != nil {
+		if err := loader.Inside(ns.File, func() error { there = inode("/proc/thread-self/ns/net"); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if there == before {

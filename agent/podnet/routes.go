@@ -1,16 +1,15 @@
 package podnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
 	"conduit.io/conduit/api/kernel"
-	"conduit.io/conduit/loader"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,31 +61,24 @@ func (n Net) families() []family {
 
 // Addresses are the global addresses in netns, those of ifname first: CNI's result first names them, but a pod may
 // have got more (several interfaces, router advertisements).
-func Addresses(netns *os.File, ifname string) (out []netip.Addr, err error) {
-	err = loader.Inside(netns, func() error {
-		links, err := netlink.LinkList()
-		if err != nil {
-			return err
-		}
-		slices.SortStableFunc(links, func(a, b netlink.Link) int {
-			return first(a.Attrs().Name == ifname) - first(b.Attrs().Name == ifname)
-		})
-		for _, l := range links {
-			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
-			if err != nil {
-				return err
-			}
-			for _, a := range addrs {
-				ip, _ := netip.AddrFromSlice(a.IP)
-				if ip = ip.Unmap(); ip.IsGlobalUnicast() && !slices.Contains(out, ip) {
-					out = append(out, ip)
-				}
-			}
-		}
-		return nil
-	})
+func Addresses(netns *Netns, ifname string) (out []netip.Addr, err error) {
+	dev, err := netns.link(ifname)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	list, err := netns.route.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	slices.SortStableFunc(list, func(a, b netlink.Addr) int {
+		own := dev.Attrs().Index
+		return cmp.Or(first(a.LinkIndex == own)-first(b.LinkIndex == own), a.LinkIndex-b.LinkIndex)
+	})
+	for _, a := range list {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		if ip = ip.Unmap(); ip.IsGlobalUnicast() && !slices.Contains(out, ip) {
+			out = append(out, ip)
+		}
 	}
 	return out, nil
 }
@@ -100,39 +92,40 @@ func first(yes bool) int {
 
 // Setup makes what is missing in netns, and corrects what differs. It fails while a source address is tentative: see
 // Settle.
-func Setup(netns *os.File, n Net) error {
-	err := loader.Inside(netns, func() error {
-		lo, dev, err := links(n.IfName)
-		if err != nil {
-			return err
-		}
-		if lo.Attrs().Flags&net.FlagUp == 0 {
-			if err := netlink.LinkSetUp(lo); err != nil {
-				return fmt.Errorf("set lo up: %w", err)
-			}
-		}
-		for _, f := range n.families() {
-			for _, r := range routes(f, lo, dev) {
-				if err := netlink.RouteReplace(r); err != nil {
-					return fmt.Errorf("add %s: %w", routeText(r), err)
-				}
-			}
-			if err := addRules(f); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+func Setup(netns *Netns, n Net) error {
+	if err := netns.setUp(n); err != nil {
 		return fmt.Errorf("set up pod network: %w", err)
 	}
 	return nil
 }
 
-func addRules(f family) error {
-	missing, err := missingRules(f)
+func (ns *Netns) setUp(n Net) error {
+	lo, dev, err := ns.links(n.IfName)
+	if err != nil {
+		return err
+	}
+	if lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := ns.route.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("set lo up: %w", err)
+		}
+	}
+	for _, f := range n.families() {
+		for _, r := range routes(f, lo, dev) {
+			if err := ns.route.RouteReplace(r); err != nil {
+				return fmt.Errorf("add %s: %w", routeText(r), err)
+			}
+		}
+		if err := ns.addRules(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (ns *Netns) addRules(f family) error {
+	missing, err := ns.missingRules(f)
 	for _, r := range missing {
-		if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := ns.route.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add rule %d: %w", r.Priority, err)
 		}
 	}
@@ -141,8 +134,8 @@ func addRules(f family) error {
 
 // missingRules are those that Setup would have to add: none in a kernel that does not know a family which the pod does
 // not use.
-func missingRules(f family) (missing []*netlink.Rule, err error) {
-	have, err := netlink.RuleList(f.number)
+func (ns *Netns) missingRules(f family) (missing []*netlink.Rule, err error) {
+	have, err := ns.route.RuleList(f.number)
 	switch {
 	case err != nil && f.src == nil && unsupported(err):
 		return nil, nil
@@ -157,14 +150,19 @@ func missingRules(f family) (missing []*netlink.Rule, err error) {
 	return missing, nil
 }
 
-func links(ifname string) (lo, dev netlink.Link, err error) {
-	if lo, err = netlink.LinkByName("lo"); err != nil {
-		return nil, nil, fmt.Errorf("find lo: %w", err)
+func (ns *Netns) link(name string) (netlink.Link, error) {
+	l, err := ns.route.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find the interface %s: %w", name, err)
 	}
-	if dev, err = netlink.LinkByName(ifname); err != nil {
-		return nil, nil, fmt.Errorf("find the pod's interface %s: %w", ifname, err)
+	return l, nil
+}
+
+func (ns *Netns) links(ifname string) (lo, dev netlink.Link, err error) {
+	if lo, err = ns.link("lo"); err == nil {
+		dev, err = ns.link(ifname)
 	}
-	return lo, dev, nil
+	return lo, dev, err
 }
 
 // routes are the two routes of a family of which the pod has an address. The source is set in them, for the kernel would otherwise take the
@@ -210,40 +208,38 @@ func routeText(r *netlink.Route) string {
 }
 
 // Verify reports the first thing that Setup would have to change, or nil.
-func Verify(netns *os.File, n Net) error {
-	return loader.Inside(netns, func() error {
-		lo, dev, err := links(n.IfName)
+func Verify(netns *Netns, n Net) error {
+	lo, dev, err := netns.links(n.IfName)
+	if err != nil {
+		return err
+	}
+	if lo.Attrs().Flags&net.FlagUp == 0 {
+		return errors.New("lo is down")
+	}
+	for _, f := range n.families() {
+		missing, err := netns.missingRules(f)
 		if err != nil {
 			return err
 		}
-		if lo.Attrs().Flags&net.FlagUp == 0 {
-			return errors.New("lo is down")
+		if len(missing) > 0 {
+			return fmt.Errorf("rule %d for mark %#x is missing (IPv%d)", missing[0].Priority, kernel.Mark, ipVersion(f))
 		}
-		for _, f := range n.families() {
-			missing, err := missingRules(f)
-			if err != nil {
-				return err
-			}
-			if len(missing) > 0 {
-				return fmt.Errorf("rule %d for mark %#x is missing (IPv%d)", missing[0].Priority, kernel.Mark, ipVersion(f))
-			}
-			if f.src == nil {
-				continue
-			}
-			present, err := tableRoutes(f.number)
-			if err != nil {
-				return err
-			}
-			for _, r := range routes(f, lo, dev) {
-				if !slices.ContainsFunc(present, func(h netlink.Route) bool {
-					return h.LinkIndex == r.LinkIndex && h.Type == unix.RTN_LOCAL && h.Src.Equal(r.Src) && isDefault(h.Dst)
-				}) {
-					return fmt.Errorf("%s is missing", routeText(r))
-				}
+		if f.src == nil {
+			continue
+		}
+		present, err := netns.tableRoutes(f.number)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes(f, lo, dev) {
+			if !slices.ContainsFunc(present, func(h netlink.Route) bool {
+				return h.LinkIndex == r.LinkIndex && h.Type == unix.RTN_LOCAL && h.Src.Equal(r.Src) && isDefault(h.Dst)
+			}) {
+				return fmt.Errorf("%s is missing", routeText(r))
 			}
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func ipVersion(f family) int {
@@ -261,9 +257,9 @@ func isDefault(dst *net.IPNet) bool {
 	return ones == 0
 }
 
-func tableRoutes(number int) ([]netlink.Route, error) {
+func (ns *Netns) tableRoutes(number int) ([]netlink.Route, error) {
 	// Type and table both: without a table the kernel's main one would be listed.
-	list, err := netlink.RouteListFiltered(number, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
+	list, err := ns.route.RouteListFiltered(number, &netlink.Route{Table: Table}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list routes of table %d: %w", Table, err)
 	}
@@ -272,22 +268,19 @@ func tableRoutes(number int) ([]netlink.Route, error) {
 
 // Teardown removes the rules and the local routes of both families, whatever addresses they were made for. What is
 // not there is no error.
-func Teardown(netns *os.File) error {
-	err := loader.Inside(netns, func() error {
-		var errs []error
-		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			errs = append(errs, teardown(number))
-		}
-		return errors.Join(errs...)
-	})
-	if err != nil {
+func Teardown(netns *Netns) error {
+	var errs []error
+	for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		errs = append(errs, netns.teardown(number))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove pod network: %w", err)
 	}
 	return nil
 }
 
-func teardown(number int) error {
-	have, err := netlink.RuleList(number)
+func (ns *Netns) teardown(number int) error {
+	have, err := ns.route.RuleList(number)
 	if err != nil {
 		if unsupported(err) {
 			return nil
@@ -301,11 +294,11 @@ func teardown(number int) error {
 			continue
 		}
 		r.Family = number
-		if err := netlink.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := ns.route.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("delete rule %d: %w", r.Priority, err))
 		}
 	}
-	present, err := tableRoutes(number)
+	present, err := ns.tableRoutes(number)
 	if err != nil && !unsupported(err) {
 		errs = append(errs, err)
 	}
@@ -314,7 +307,7 @@ func teardown(number int) error {
 		if !ownRoute(r) {
 			continue
 		}
-		if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := ns.route.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("delete %s: %w", strings.TrimSpace(r.String()), err))
 		}
 	}
@@ -334,29 +327,26 @@ func unsupported(err error) bool {
 }
 
 // Leftovers counts the rules and routes that Setup makes and that are there.
-func Leftovers(netns *os.File) (n int, err error) {
-	err = loader.Inside(netns, func() error {
-		for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			have, err := netlink.RuleList(number)
-			if err != nil && !unsupported(err) {
-				return err
-			}
-			for i := range have {
-				if ownRule(&have[i]) {
-					n++
-				}
-			}
-			routes, err := tableRoutes(number)
-			if err != nil && !unsupported(err) {
-				return err
-			}
-			for i := range routes {
-				if ownRoute(&routes[i]) {
-					n++
-				}
+func Leftovers(netns *Netns) (n int, err error) {
+	for _, number := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		have, err := netns.route.RuleList(number)
+		if err != nil && !unsupported(err) {
+			return 0, err
+		}
+		for i := range have {
+			if ownRule(&have[i]) {
+				n++
 			}
 		}
-		return nil
-	})
-	return n, err
+		routes, err := netns.tableRoutes(number)
+		if err != nil && !unsupported(err) {
+			return 0, err
+		}
+		for i := range routes {
+			if ownRoute(&routes[i]) {
+				n++
+			}
+		}
+	}
+	return n, nil
 }

@@ -2,10 +2,7 @@ package podnet
 
 import (
 	"context"
-	"os"
 	"time"
-
-	"conduit.io/conduit/loader"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,7 +17,7 @@ const (
 // Settle waits until no address in netns is under duplicate address detection any more, which may take a second or two
 // after the primary plugin has set it: until then the kernel refuses it as the source of a route. What is still tentative
 // after a bound is left to the caller to meet.
-func Settle(ctx context.Context, netns *os.File) error {
+func Settle(ctx context.Context, netns *Netns) error {
 	ctx, cancel := context.WithTimeout(ctx, dadWait)
 	defer cancel()
 	tick := time.NewTicker(dadPoll)
@@ -38,18 +35,15 @@ func Settle(ctx context.Context, netns *os.File) error {
 	}
 }
 
-func settled(netns *os.File) (bool, error) {
+func settled(netns *Netns) (bool, error) {
 	settled := true
-	err := loader.Inside(netns, func() error {
-		list, err := netlink.AddrList(nil, netlink.FAMILY_V6)
-		for _, a := range list {
-			tentative := a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&(unix.IFA_F_DADFAILED|unix.IFA_F_OPTIMISTIC) == 0
-			settled = settled && (!tentative || !a.IP.IsGlobalUnicast())
-		}
-		if unsupported(err) {
-			return nil
-		}
-		return err
-	})
+	list, err := netns.route.AddrList(nil, netlink.FAMILY_V6)
+	for _, a := range list {
+		tentative := a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&(unix.IFA_F_DADFAILED|unix.IFA_F_OPTIMISTIC) == 0
+		settled = settled && (!tentative || !a.IP.IsGlobalUnicast())
+	}
+	if unsupported(err) {
+		err = nil
+	}
 	return settled, err
 }
