@@ -16,6 +16,8 @@ import (
 const (
 	// reportEvery is how often counters are reported, and that the agent is alive: the controller waits 45 s.
 	reportEvery = 10 * time.Second
+	// reportPause is between two looks: while pods start, something changes all the time.
+	reportPause = 100 * time.Millisecond
 	// maxReport is how many pods go into one message: what the controller takes.
 	maxReport = 1024
 )
@@ -80,6 +82,7 @@ func (r *Reporter) follow(ctx context.Context) error {
 	defer tick.Stop()
 	var told told
 	for {
+		pause := time.After(reportPause)
 		for _, m := range told.tell(r.look(ctx)) {
 			if err := stream.Send(m); err != nil {
 				return <-over // Send's error says less
@@ -92,6 +95,11 @@ func (r *Reporter) follow(ctx context.Context) error {
 			return err
 		case <-tick.C:
 		case <-r.kick:
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-pause:
+			}
 		}
 	}
 }
