@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,13 +40,17 @@ func benchmarkAdd(b *testing.B, atOnce int) {
 	if err := os.Rename(filepath.Join(plugins, "plugin"), filepath.Join(plugins, stopwatch.Type)); err != nil {
 		b.Fatal(err)
 	}
-	node := n.MeshNode("one", lab.NodeConfig{PluginPath: []string{plugins}, Chain: func(chain []any) []any {
+	node := n.Node("one", lab.NodeConfig{Mesh: true, PluginPath: []string{plugins}, Chain: func(chain []any) []any {
 		timed, err := stopwatch.Around(chain, install.PluginType, dir)
 		if err != nil {
 			b.Error(err)
 		}
 		return timed
 	}})
+	quiet := []string{"--log-level", "debug", "--kubelet-port", "0"} // there is none to look for
+	if err := node.StartAgent(b.Context(), lab.AgentConfig{Args: quiet}); err != nil {
+		b.Fatal(err)
+	}
 	for i := range added { // before: on Kubernetes, too, an agent has mostly heard of a pod when the runtime begins with it
 		pod := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: added-%d}\nspec: {nodeName: one, containers: [{name: a, image: a}]}\n", i)
 		if err := node.WriteManifest(fmt.Sprintf("added-%d.yaml", i), []byte(pod)); err != nil {
@@ -85,6 +91,30 @@ func benchmarkAdd(b *testing.B, atOnce int) {
 		b.Fatalf("%d of %d pods were timed", len(t.Plugin), added)
 	}
 	t.Report(b)
+	agentTook(b, node)
+}
+
+// agentTook reports how long the agent's own part of an ADD was, by its log.
+func agentTook(b *testing.B, node *lab.Node) {
+	b.Helper()
+	data, err := os.ReadFile(node.AgentLog())
+	if err != nil {
+		b.Fatal(err)
+	}
+	var all []float64
+	for _, m := range regexp.MustCompile(`op=ADD pod=shop/added-.* took=(\S+)`).FindAllSubmatch(data, -1) {
+		d, err := time.ParseDuration(string(m[1]))
+		if err != nil {
+			b.Fatal(err)
+		}
+		all = append(all, float64(d.Microseconds())/1e3)
+	}
+	slices.Sort(all)
+	if len(all) != added {
+		b.Fatalf("the agent tells of %d pods", len(all))
+	}
+	b.ReportMetric(all[added/2], "agent-p50-ms")
+	b.ReportMetric(all[added*99/100], "agent-p99-ms")
 }
 
 // cpuTimes are what a node's agent and proxy have used of the CPU.
