@@ -31,9 +31,9 @@ type Netns struct {
 }
 
 // Close closes what is open of the namespace.
-func (n *Netns) Close() error {
-	n.route.Close()
-	return n.File.Close()
+func (ns *Netns) Close() error {
+	ns.route.Close()
+	return ns.File.Close()
 }
 
 // Open opens the pod's network namespace at path. The caller must Close it.
