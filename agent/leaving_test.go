@@ -24,7 +24,7 @@ func (w *world) inside(pod string, f func() error) {
 	ns, err := podnet.Open(w.netns(pod))
 	if err == nil {
 		defer ns.Close()
-		err = loader.Inside(ns, f)
+		err = loader.Inside(ns.File, f)
 	}
 	if err != nil {
 		w.t.Fatal(err)

@@ -3,7 +3,6 @@ package podnet
 import (
 	"fmt"
 	"net/netip"
-	"os"
 
 	"conduit.io/conduit/agent/proctcp"
 	"conduit.io/conduit/loader"
@@ -13,10 +12,10 @@ import (
 
 // Steered reports whether connections of netns are open that were turned round, to whichever proxy. Their ends at the proxy are in netns
 // too, and have an address that the pod dialled, and does not have itself. These connections need the rules and routes of Setup.
-func Steered(netns *os.File) (bool, error) {
+func Steered(netns *Netns) (bool, error) {
 	found := false
-	err := loader.Inside(netns, func() error {
-		list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	err := loader.Inside(netns.File, func() error {
+		list, err := netns.route.AddrList(nil, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
