@@ -63,7 +63,7 @@ func TestReconciliationLetsOthersIn(t *testing.T) {
 	go func() { m.reconcile(ctx); m.mu.Unlock(); close(done) }()
 	added := make(chan error, 1)
 	go func() {
-		_, err := m.attach(ctx, &store.Attachment{ContainerID: "new", IfName: "eth0", Cookie: 3, Namespace: "shop", Pod: "new", Workload: mesh.Workload{Namespace: "shop", Name: "new"}})
+		_, err := m.attach(ctx, &store.Attachment{ContainerID: "new", IfName: "eth0", Cookie: 3, Namespace: "shop", Pod: "new", Workload: mesh.Workload{Namespace: "shop", Name: "new"}}, nil)
 		added <- err
 	}()
 	for m.turn.TryLock() { // until the ADD waits
