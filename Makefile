@@ -8,6 +8,8 @@ PLUGINS  := main/bridge main/ptp ipam/host-local
 TOOLS    := $(GO) tool -modfile=tools/go.mod
 BUF      := $(GO) tool -modfile=tools/buf/go.mod buf
 export CGO_ENABLED = 0
+# A release needs it; tests have it, too, so that nothing is compiled twice.
+export GOFLAGS := $(filter-out -trimpath,$(shell $(GO) env GOFLAGS)) -trimpath
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -19,10 +21,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: plugins ## five static binaries in bin/ (needs git, make and Go)
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(BINARIES))
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(BINARIES))
 
 plugins: ## the primary CNI plugins that the demo and the tests chain after, in bin/cni/
-	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(addprefix github.com/containernetworking/plugins/plugins/,$(PLUGINS))
+	$(GO) build -ldflags '-s -w' -o $(BIN)/cni/ $(addprefix github.com/containernetworking/plugins/plugins/,$(PLUGINS))
 
 images: build ## container images of the binaries in bin/images/: OCI archives, with an SBOM beside each (no Docker)
 	$(GO) run ./deploy/images -bin $(BIN) -out $(BIN)/images -version '$(VERSION)'
@@ -68,7 +70,7 @@ e2e-all: ## all of that in one combination (E2E_CNI=bridge or ptp, E2E_PROXY=ipt
 	$(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
 
 scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller
 	$(GO) build -o $(BIN)/scale ./tests/scale
 	$(BIN)/scale --controller $(BIN)/conduit-controller --out docs/scale.json --docs docs/scale.md $(SCALE_FLAGS)
 
@@ -76,7 +78,7 @@ kernels: ## the kernel tests, and traffic, on Linux 6.1 and 6.12 in qemu (slow; 
 	$(GO) run ./tests/kernels $(KERNELS_FLAGS)
 
 conformance: build ## h2spec against the proxy, plaintext and TLS; reports in tests/conformance/reports/
-	$(GO) build -modfile=tools/go.mod -trimpath -o $(BIN)/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	$(GO) build -modfile=tools/go.mod -o $(BIN)/h2spec github.com/summerwind/h2spec/cmd/h2spec
 	$(GO) run ./tests/conformance -proxy $(BIN)/conduit-proxy -h2spec $(BIN)/h2spec
 
 soak: build ## two proxies with mTLS under load and misuse; fails when anything grows (SOAK_FLAGS='--for 2h --rate 5000')
@@ -99,11 +101,11 @@ bench-regression: build bench-tools ## CPU against the previous commit, paired; 
 	$(BIN)/bench/bench --against $(or $(AGAINST),HEAD~1) --sample 500ms $(BENCH_FLAGS)
 
 bench-tools:
-	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/bench/ ./tests/bench ./tests/bench/control/... ./tests/load
+	$(GO) build -ldflags '-s -w' -o $(BIN)/bench/ ./tests/bench ./tests/bench/control/... ./tests/load
 
 # Of a module of its own: what it depends on is much, and nothing of it is Conduit's. Without the network it is left out.
 bench-caddy:
-	@test -x $(BIN)/bench/caddy -a $(BIN)/bench/caddy -nt tests/bench/caddy/go.mod || (cd tests/bench/caddy && $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/bench/caddy .) || echo 'Caddy cannot be built; it is left out' >&2
+	@test -x $(BIN)/bench/caddy -a $(BIN)/bench/caddy -nt tests/bench/caddy/go.mod || (cd tests/bench/caddy && $(GO) build -ldflags '-s -w' -o $(CURDIR)/$(BIN)/bench/caddy .) || echo 'Caddy cannot be built; it is left out' >&2
 
 fuzz: ## fuzz every parser for FUZZTIME each
 	tests/fuzz.sh $(or $(FUZZTIME),20s)
