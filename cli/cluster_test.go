@@ -173,7 +173,7 @@ func TestCluster(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
-	}{{"before", s.before}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"mesh", s.mesh},
+	}{{"before", s.before}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"mesh", s.mesh},
 		{"check", s.check}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t

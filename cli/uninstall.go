@@ -40,6 +40,9 @@ long as --drain says; then they are cut, and it is said of how many pods. The la
 				return printRemoval(env)
 			}
 			return o.act(cmd.Context(), env, func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
+				if err := c.Marked(ctx); err != nil {
+					return err
+				}
 				if err := c.Dissolve(ctx, drain, say); err != nil {
 					return err
 				}

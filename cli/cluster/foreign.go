@@ -19,7 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Foreign is what the cluster has under the names of these objects, and does not bear Conduit's mark: somebody else has made it.
+// Foreign is what the cluster has under the names of these objects, and does not bear Conduit's mark, nor was applied by a version
+// that had none: somebody else has made it.
 func (c *Cluster) Foreign(ctx context.Context, objects []*unstructured.Unstructured) ([]*unstructured.Unstructured, error) {
 	var foreign []*unstructured.Unstructured
 	for _, o := range objects {
@@ -32,7 +33,7 @@ func (c *Cluster) Foreign(ctx context.Context, objects []*unstructured.Unstructu
 		case apierrors.IsNotFound(err):
 		case err != nil:
 			return nil, explain("read "+Name(o), err)
-		case !deploy.Ours(have):
+		case !deploy.Ours(have) && !applied(have):
 			foreign = append(foreign, have)
 		}
 	}
