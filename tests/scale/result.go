@@ -71,7 +71,7 @@ type crowd struct {
 // enrol is what the agents' first reports cost.
 type enrol struct {
 	Conditions, Untainted int // that were to be written
-	Writes                int // of them, by the API server's count
+	Writes                int // of them, and of those of agents, by the API server's count
 	Seconds, MostPerSec   float64
 	CPU                   taken
 }

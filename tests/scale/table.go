@@ -21,7 +21,7 @@ func (p *point) faults() (err error) {
 	fault(p.Change.Lost+p.Herd.Lost > 0, "%d changes were not heard of, and %d while the controller was started anew", p.Change.Lost, p.Herd.Lost)
 	fault(p.Change.Heard < 2*p.Change.Changes, "%d changes were heard of %d times only", p.Change.Changes, p.Change.Heard)
 	fault(p.Change.IdleAgents == 0 || p.Change.IdleBytes > 0, "%d agents that dial nothing of what changed were sent %d bytes", p.Change.IdleAgents, p.Change.IdleBytes)
-	fault(p.Enrol.Conditions != p.Pods || p.Enrol.Writes != p.Pods, "%d of %d pods have their condition, after %d writes", p.Enrol.Conditions, p.Pods, p.Enrol.Writes)
+	fault(p.Enrol.Conditions != p.Pods || p.Enrol.Writes != p.Pods+p.Nodes, "%d of %d pods have their condition, and with those of the agents there were %d writes", p.Enrol.Conditions, p.Pods, p.Enrol.Writes)
 	fault(p.Enrol.Untainted != p.Nodes, "%d taints were taken off", p.Enrol.Untainted)
 	fault(p.Herd.Writes > 0, "%d conditions were written again when the controller was started anew", p.Herd.Writes)
 	fault(p.RestBytes > 0, "discovery sends each agent %.0f bytes a second when nothing happens", p.RestBytes)
