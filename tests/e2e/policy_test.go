@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -11,15 +12,15 @@ import (
 
 // filter is a program that filters packets by the addresses of pods, as implementations of NetworkPolicy do.
 type filter struct {
-	name string
 	// rules drop packets from the first pod to the third, and count those from the second one to it.
 	rules func(cut, counted, to string) string
 	list  string
 	end   func(cut, counted, to string) string
 }
 
-var filters = []filter{
-	{"iptables",
+// filters are by the mode of kube-proxy: the program is the same.
+var filters = map[string]filter{
+	"iptables": {
 		func(cut, counted, to string) string {
 			return fmt.Sprintf("iptables -I FORWARD -s %s -d %s -j DROP && iptables -I FORWARD -s %s -d %s", cut, to, counted, to)
 		},
@@ -27,7 +28,7 @@ var filters = []filter{
 		func(cut, counted, to string) string {
 			return fmt.Sprintf("iptables -D FORWARD -s %s -d %s -j DROP && iptables -D FORWARD -s %s -d %s", cut, to, counted, to)
 		}},
-	{"nftables",
+	"nftables": {
 		func(cut, counted, to string) string {
 			return fmt.Sprintf("nft 'table inet filtered { chain forward { type filter hook forward priority filter - 5; "+
 				"ip saddr %s ip daddr %s counter drop; ip saddr %s ip daddr %s counter; }; }'", cut, to, counted, to)
@@ -53,6 +54,7 @@ func packetsBetween(listing, from, to string) string {
 // those of reach.
 func policy(t *testing.T, nodes *byHand) {
 	c := nodes.Cluster
+	mode := cmp.Or(kubetest.Options("").ProxyMode, "iptables")
 	for _, pair := range []struct {
 		what             string
 		node             int
@@ -62,16 +64,14 @@ func policy(t *testing.T, nodes *byHand) {
 		{"between nodes", 2, "client", "near", "far", "server"},
 		{"within a node", 1, "client", "far", "near", "server"},
 	} {
-		for _, f := range filters {
-			t.Run(pair.what+"/"+f.name, func(t *testing.T) { f.cuts(t, c, pair.node, pair.cut, pair.counted, pair.to, pair.open) })
-		}
+		t.Run(pair.what+"/"+mode, func(t *testing.T) { filters[mode].cuts(t, c, pair.node, pair.cut, pair.counted, pair.to, pair.open) })
 	}
 }
 
 func (f filter) cuts(t *testing.T, c *kubetest.Cluster, node int, cut, counted, to, open string) {
 	targets := []string{fmt.Sprintf("%s:%d", c.PodIP(to), kubetest.LoadPort), fmt.Sprintf("%s:%d", c.Kubectl("get", "service", to, "-o", "jsonpath={.spec.clusterIP}"), portDetected)}
 	reaches := func(from, target string) error {
-		return c.Load(from, target, "--requests", "10", "--churn", "50", "--timeout", "2s")
+		return c.Load(from, target, "--requests", "3", "--churn", "50", "--timeout", "2s")
 	}
 	for _, target := range targets {
 		if err := reaches(cut, target); err != nil { // and there are links
