@@ -56,7 +56,7 @@ func TestUnwired(t *testing.T) {
 		{"opted out of nothing", nil, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: running}, "", 0},
 		{"opted out on the host network", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Spec: corev1.PodSpec{HostNetwork: true}, Status: running}, "OptedOut", nodev1.PodState_ENROLMENT_NOT_MESHED},
 		{"opted out and over", meshed, corev1.Pod{ObjectMeta: mesh(kube.Disabled), Status: over}, "", 0},
-		{"a label that says nothing", meshed, corev1.Pod{ObjectMeta: mesh("perhaps"), Status: running}, "", 0},
+		{"a label that says nothing", meshed, corev1.Pod{ObjectMeta: mesh("perhaps"), Status: running}, "NoNetwork", nodev1.PodState_ENROLMENT_PENDING},
 		{"over", meshed, corev1.Pod{ObjectMeta: mesh(""), Status: over}, "", 0},
 		{"host network", meshed, corev1.Pod{ObjectMeta: mesh(""), Spec: corev1.PodSpec{HostNetwork: true}, Status: running}, "HostNetwork", nodev1.PodState_ENROLMENT_REFUSED},
 		{"before the plugin", meshed, corev1.Pod{ObjectMeta: lost, Status: running}, "NetworkNotFound", nodev1.PodState_ENROLMENT_PENDING},

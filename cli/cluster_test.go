@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type stage struct {
 	t          *testing.T
 	client     *kubernetes.Clientset
 	kubeconfig string
+	looks      atomic.Int32 // of who plays an agent that takes its time
 }
 
 func newStage(t *testing.T) *stage {
@@ -173,8 +175,8 @@ func TestCluster(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
-	}{{"before", s.before}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"mesh", s.mesh},
-		{"check", s.check}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
+	}{{"before", s.before}, {"without", s.unmeshable}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"mesh", s.mesh},
+		{"check", s.check}, {"misspelt", s.misspelt}, {"limited", s.limited}, {"nobody", s.nobody}, {"targets", s.targets}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t
 			s.t = t

@@ -52,16 +52,12 @@ func meshCommand(env Env, meshed bool, cmd *cobra.Command) *cobra.Command {
 			})
 		}
 		return o.act(cmd.Context(), env, func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
-			return eachTarget(args, c.Namespace, func(t cluster.Target) error {
-				if err := c.SetMesh(ctx, t, meshed); err != nil {
+			if meshed {
+				if err := c.Serves(ctx); err != nil {
 					return err
 				}
-				say(t.String() + " labelled")
-				if !o.wait {
-					return nil
-				}
-				return c.AwaitMesh(ctx, t, meshed, say)
-			})
+			}
+			return eachTarget(args, c.Namespace, func(t cluster.Target) error { return o.label(ctx, c, t, meshed, say) })
 		})
 	}
 	wait := "wait until all pods that run are in the mesh"
@@ -70,6 +66,25 @@ func meshCommand(env Env, meshed bool, cmd *cobra.Command) *cobra.Command {
 	}
 	o.bind(cmd, wait)
 	return cmd
+}
+
+// label sets the target's label, waits if that is asked for, and says what is not as the label says.
+func (o *applyOptions) label(ctx context.Context, c *cluster.Cluster, t cluster.Target, meshed bool, say func(string)) error {
+	if err := c.SetMesh(ctx, t, meshed); err != nil {
+		return err
+	}
+	say(t.String() + " labelled")
+	if meshed {
+		if err := c.Nobody(ctx); err != nil {
+			return err
+		}
+	}
+	if o.wait {
+		if err := c.AwaitMesh(ctx, t, meshed, say); err != nil {
+			return err
+		}
+	}
+	return c.Exceptions(ctx, t, meshed, say)
 }
 
 // eachTarget reads all arguments before it does anything.

@@ -67,7 +67,7 @@ func stat(ctx context.Context, env Env, o statOptions, names []string) error {
 	if err != nil {
 		return &output.Problem{What: "no figures", Err: err,
 			Cause: "no agent runs there, or it has another admin address: see admin.addr in its run directory",
-			Next:  "conduit stat --admin HOST:PORT"}
+			Next:  "conduit stat --admin HOST:PORT; on Kubernetes first kubectl -n conduit port-forward daemonset/conduit-agent 4191, or as docs/mesh.md says for a certain node"}
 	}
 	var edges []*metrics.Edge
 	for _, e := range metrics.Edges(samples, o.side) {

@@ -19,6 +19,7 @@ import (
 	"conduit.io/conduit/control/discovery"
 	"conduit.io/conduit/control/identity"
 	"conduit.io/conduit/control/kube"
+	"conduit.io/conduit/control/labels"
 	"conduit.io/conduit/control/lead"
 	"conduit.io/conduit/control/nodes"
 	"conduit.io/conduit/control/server"
@@ -64,6 +65,7 @@ type clients struct {
 	questions  *kubernetes.Clientset // who calls, and whether they may
 	conditions *kubernetes.Clientset
 	taints     *kubernetes.Clientset
+	labels     *kubernetes.Clientset // Events of what is misspelt
 }
 
 // newClients bounds each part by what a large cluster needs of it, and its API server can give. 50,000 pods that are enrolled for
@@ -73,7 +75,7 @@ func newClients(cfg *rest.Config) (c clients, err error) {
 		to        **kubernetes.Clientset
 		perSecond float32
 		atOnce    int
-	}{{&c.own, 5, 10}, {&c.lease, 5, 10}, {&c.questions, 200, 400}, {&c.conditions, 100, 200}, {&c.taints, 50, 100}} {
+	}{{&c.own, 5, 10}, {&c.lease, 5, 10}, {&c.questions, 200, 400}, {&c.conditions, 100, 200}, {&c.taints, 50, 100}, {&c.labels, 2, 20}} {
 		if *one.to, err = kube.Client(cfg, one.perSecond, one.atOnce); err != nil {
 			return c, err
 		}
@@ -204,6 +206,7 @@ func (c *cluster) lead(ctx context.Context) {
 		}
 	})
 	wg.Go(func() { c.writer.Run(ctx) })
+	wg.Go(func() { labels.New(c.clients.labels.CoreV1(), c.index, c.cfg.Log).Run(ctx) })
 	wg.Wait()
 }
 

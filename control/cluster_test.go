@@ -296,6 +296,7 @@ func testRefusals(t *testing.T, s *site, r *replica, agent string) {
 		{"a viewer as an agent", s.token("viewer", nil), report, `{}`, 403},
 		{"an agent's account without a pod", s.token("conduit-agent", nil), report, `{}`, 403},
 		{"an agent's account, bound to a node", s.tokenOf("conduit-agent", "Node", "n1", s.node("n1")), report, `{}`, 403},
+		{"nothing to look up", s.token("viewer", nil), look, `{}`, 400},
 		{"an agent that looks around", agent, look, `{}`, 403},
 		{"an agent that lists workloads", agent, "/conduit.discovery.v1.DiscoveryService/ListWorkloads", `{}`, 403},
 		{"an agent that lists nodes", agent, "/conduit.node.v1.NodeService/ListNodes", `{}`, 403},
@@ -352,6 +353,13 @@ func testReports(t *testing.T, s *site, follower *replica, token string, web *co
 	bypassed := &nodev1.PodState{Uid: pod.Uid, Namespace: "shop", Name: "web", Enrolment: nodev1.PodState_ENROLMENT_BYPASSED, Reason: "Unrouted", Message: "its rule is gone"}
 	s.must(nil, stream.Send(&nodev1.ReportRequest{Pods: []*nodev1.PodState{bypassed}}))
 	s.eventually("the pod is not Enrolled, and why", func() bool { c := condition(); return c.Status == corev1.ConditionFalse && c.Reason == "Unrouted" })
+	typo := []byte(`{"metadata":{"labels":{"conduit.io/mesh":"enable"}}}`)
+	s.must(s.client.CoreV1().Namespaces().Patch(t.Context(), "conduit", types.MergePatchType, typo, metav1.PatchOptions{}))
+	s.eventually("what is misspelt is told", func() bool {
+		events, err := s.client.CoreV1().Events("conduit").List(t.Context(), metav1.ListOptions{})
+		s.must(events, err)
+		return slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == "MisspeltForMesh" && e.InvolvedObject.Kind == "Namespace" })
+	})
 	s.eventually("there is an Event", func() bool {
 		events, err := s.client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
 		s.must(events, err)

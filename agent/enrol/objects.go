@@ -77,5 +77,5 @@ func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
 // decided reports whether it is said if the pod is part of the mesh: by its own label, or its Namespace, which only
 // "default" may lack.
 func decided(o *manifest.Objects, p *corev1.Pod) bool {
-	return p.Labels[kube.LabelMesh] != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
+	return kube.Says(p).Mesh != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
 }

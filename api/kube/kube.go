@@ -41,10 +41,27 @@ type Said struct {
 	Mesh, Mode, Down string
 }
 
-// Says reads o, a Pod or a Namespace.
+// Says reads o, a Pod or a Namespace. Words that are none of those allowed open nothing: of the modes the closed one is in force, and
+// whether o is in the mesh is not said. Slips tells of them.
 func Says(o metav1.Object) Said {
 	labels, notes := o.GetLabels(), o.GetAnnotations()
-	return Said{Mesh: labels[LabelMesh], Mode: notes[AnnotationMode], Down: notes[AnnotationDown]}
+	return Said{Mesh: known(labels[LabelMesh], "", Enabled, Disabled), Mode: mode(notes[AnnotationMode]), Down: down(notes[AnnotationDown])}
+}
+
+func mode(word string) string {
+	return known(word, string(mesh.Strict), "", string(mesh.Permissive))
+}
+
+func down(word string) string {
+	return known(word, string(mesh.DownClosed), "", string(mesh.DownOpen))
+}
+
+// known is word if it is one of those, and else another one.
+func known(word, otherwise string, words ...string) string {
+	if slices.Contains(words, word) {
+		return word
+	}
+	return otherwise
 }
 
 // Settings is what objects say of a pod, with all defaults applied.
@@ -55,8 +72,7 @@ type Settings struct {
 }
 
 // Settle is what a pod, its namespace, and the MeshPolicy say together, in this order of precedence. A policy that is not
-// known is nil. A pod on the host's network is never meshed, whatever its labels say: the caller adds that. A value
-// that is none of those allowed is handed through as it is.
+// known is nil. A pod on the host's network is never meshed, whatever its labels say: the caller adds that.
 func Settle(pod, namespace Said, policy *v1alpha1.MeshPolicySpec) Settings {
 	var defaults v1alpha1.MeshPolicySpec
 	if policy != nil {
@@ -64,8 +80,8 @@ func Settle(pod, namespace Said, policy *v1alpha1.MeshPolicySpec) Settings {
 	}
 	s := Settings{
 		Meshed: first(pod.Mesh, namespace.Mesh) == Enabled && defaults.Enrolment != v1alpha1.EnrolmentNone,
-		Mode:   mesh.Mode(first(pod.Mode, namespace.Mode, defaults.MTLS.Mode, string(mesh.Permissive))),
-		Down:   mesh.Down(first(pod.Down, namespace.Down, defaults.AgentDown)),
+		Mode:   mesh.Mode(first(pod.Mode, namespace.Mode, mode(defaults.MTLS.Mode), string(mesh.Permissive))),
+		Down:   mesh.Down(first(pod.Down, namespace.Down, down(defaults.AgentDown))),
 	}
 	if s.Down == "" {
 		s.Down = mesh.DownOpen

@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	"conduit.io/conduit/cli/output"
 	"conduit.io/conduit/deploy"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -120,22 +118,4 @@ func (c *Cluster) remove(ctx context.Context, o *unstructured.Unstructured) erro
 		return explain("remove "+Name(o), err)
 	}
 	return nil
-}
-
-// explain says in the words of the user what the API server refuses.
-func explain(what string, err error) error {
-	switch {
-	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
-		return &output.Problem{What: what, Err: err, Cause: "the namespace is being removed, by an uninstall probably",
-			Next: "kubectl wait --for=delete namespace/" + deploy.Namespace + ", then the same command again"}
-	case apierrors.IsForbidden(err):
-		return &output.Problem{What: what, Err: err, Cause: "you may not do this on this cluster; installing takes an administrator", Next: "kubectl auth whoami"}
-	case apierrors.IsUnauthorized(err):
-		return &output.Problem{What: what, Err: err, Cause: "the cluster does not know who you are", Next: "kubectl auth whoami"}
-	case apierrors.IsConflict(err):
-		return &output.Problem{What: what, Err: err, Cause: "somebody else has set these fields to other values", Next: "the same command with --force-conflicts, to take them over"}
-	case apierrors.IsInvalid(err), apierrors.IsNotFound(err), apierrors.ReasonForError(err) != metav1.StatusReasonUnknown:
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return &output.Problem{What: what, Err: err, Cause: "the cluster's API server did not answer", Next: "kubectl version"}
 }

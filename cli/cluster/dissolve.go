@@ -67,16 +67,9 @@ func (c *Cluster) Dissolve(ctx context.Context, patience time.Duration, say func
 
 // Restore takes back what an interrupted uninstall has said.
 func (c *Cluster) Restore(ctx context.Context) error {
-	p, err := c.dynamic.Resource(policies).Get(ctx, v1alpha1.MeshPolicyName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return explain("read MeshPolicy "+v1alpha1.MeshPolicyName, err)
-	}
-	mine := slices.ContainsFunc(p.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager == dissolver })
-	if !mine {
-		return nil
+	p, err := c.Policy(ctx)
+	if err != nil || !p.Uninstalling() {
+		return err
 	}
 	if err := c.setEnrolment(ctx, v1alpha1.EnrolmentLabelled); err != nil {
 		return explain("put pods into the mesh again", err)

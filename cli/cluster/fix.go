@@ -33,18 +33,29 @@ func (c *Cluster) AgentNodes(ctx context.Context) ([]corev1.Node, bool, error) {
 	return list.Items, true, nil
 }
 
+// HasController reports whether there is a Deployment of the controller.
+func (c *Cluster) HasController(ctx context.Context) (bool, error) {
+	_, err := c.Client.AppsV1().Deployments(deploy.Namespace).Get(ctx, deploy.Controller, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, explain("read Deployment "+deploy.Controller, err)
+	}
+	return true, nil
+}
+
 // Missing is what the recorded installation has made and somebody else has removed. It is known of an installation of this
 // version only.
-func (c *Cluster) Missing(ctx context.Context) ([]*unstructured.Unstructured, error) {
+func (c *Cluster) Missing(ctx context.Context) (missing []*unstructured.Unstructured, known bool, err error) {
 	r, there, err := c.Record(ctx)
 	if err != nil || !there || r.Version != mesh.Version() {
-		return nil, err
+		return nil, false, err
 	}
 	all, err := deploy.Installation(r.Values)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var missing []*unstructured.Unstructured
 	for _, o := range all {
 		kind, ok := deploy.KindOf(o)
 		if !ok {
@@ -55,10 +66,10 @@ func (c *Cluster) Missing(ctx context.Context) ([]*unstructured.Unstructured, er
 		case apierrors.IsNotFound(err):
 			missing = append(missing, o)
 		case err != nil:
-			return nil, explain("read "+Name(o), err)
+			return nil, false, explain("read "+Name(o), err)
 		}
 	}
-	return missing, nil
+	return missing, true, nil
 }
 
 // HasCondition reports whether the pod has a condition of Conduit's.

@@ -172,9 +172,11 @@ func everywhere(kind, name string) bool {
 
 // few is the first ones of a list, and how many more there are.
 func few(names []string) string {
-	const most = 5
-	if len(names) <= most {
+	if len(names) <= fewest {
 		return strings.Join(names, ", ")
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:fewest], ", "), len(names)-fewest)
 }
+
+// fewest is how many objects are named.
+const fewest = 5

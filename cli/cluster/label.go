@@ -3,15 +3,11 @@ package cluster
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"conduit.io/conduit/api/kube"
-	"conduit.io/conduit/cli/output"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -92,91 +88,4 @@ func (c *Cluster) SetMesh(ctx context.Context, t Target, meshed bool) error {
 		return explain("label "+t.String(), err)
 	}
 	return nil
-}
-
-// AwaitMesh waits until the kernel is seen to steer all pods of the target that run, or (not meshed) none of them. Pods that are
-// refused are an error: waiting will not help.
-func (c *Cluster) AwaitMesh(ctx context.Context, t Target, meshed bool, say func(string)) error {
-	state := ""
-	err := await(ctx, say, func(ctx context.Context) (string, bool, error) {
-		list, err := c.pods(ctx, t)
-		if err != nil {
-			return "", false, err
-		}
-		done, all, leaving := 0, 0, 0
-		for i := range list {
-			p := &list[i]
-			if p.Spec.HostNetwork || p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil || t.Pod == "" && p.Labels[kube.LabelMesh] != "" {
-				continue
-			}
-			all++
-			in, refused := enrolled(p)
-			if isLeaving(p) {
-				leaving++
-			}
-			if meshed && refused != "" {
-				return "", false, &output.Problem{What: "pod " + p.Namespace + "/" + p.Name + " is not enrolled", Cause: refused,
-					Next: "kubectl -n " + p.Namespace + " describe pod " + p.Name}
-			}
-			if in == meshed {
-				done++
-			}
-		}
-		verb := "enrolled"
-		if !meshed {
-			verb = "out of the mesh"
-		}
-		state = fmt.Sprintf("%s: %d of %d pods %s", t, done, all, verb)
-		if leaving > 0 {
-			state += fmt.Sprintf("; %d have connections that go on until they end", leaving)
-		}
-		return state, done == all, nil
-	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &output.Problem{What: "not in time: " + state, Cause: "an agent is not ready, or the controller does not know of it", Next: "conduit check"}
-	}
-	return err
-}
-
-func (c *Cluster) pods(ctx context.Context, t Target) ([]corev1.Pod, error) {
-	if t.Pod != "" {
-		p, err := c.Client.CoreV1().Pods(t.Namespace).Get(ctx, t.Pod, metav1.GetOptions{})
-		if err != nil {
-			return nil, err
-		}
-		return []corev1.Pod{*p}, nil
-	}
-	list, err := c.Client.CoreV1().Pods(t.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, err
-	}
-	return list.Items, nil
-}
-
-// reasonLeaving is the condition's of a pod that is not in the mesh any more, and has connections that are.
-const reasonLeaving = "Leaving"
-
-func isLeaving(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == kube.ConditionEnrolled && c.Reason == reasonLeaving
-	})
-}
-
-// enrolled is what the pod's condition says: whether it is enrolled, and why it is refused.
-func enrolled(p *corev1.Pod) (in bool, refused string) {
-	for _, c := range p.Status.Conditions {
-		if c.Type != kube.ConditionEnrolled {
-			continue
-		}
-		if c.Status == corev1.ConditionTrue {
-			return true, ""
-		}
-		switch c.Reason {
-		case reasonLeaving, // nothing new of it is steered
-			"Pending", "NoNetwork": // as long as the agent has not found it
-			return false, ""
-		}
-		return false, strings.TrimSpace(c.Reason + ": " + c.Message)
-	}
-	return false, ""
 }

@@ -5,10 +5,9 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 
-	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/cli/cluster"
 	"conduit.io/conduit/deploy"
@@ -17,13 +16,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 // soon is when an end of life is worth a warning.
 const soon = 14 * 24 * time.Hour
 
-// namedAtMost bounds the pods that a check names.
+// namedAtMost bounds the objects that a check names.
 const namedAtMost = 5
 
 // Installed finds out whether the Conduit of a cluster does its work.
@@ -32,12 +30,19 @@ func Installed(ctx context.Context, c *cluster.Cluster) Report {
 	if !ok {
 		return report([]Category{api})
 	}
+	if check, ok := installed(ctx, c); !ok {
+		none := []Category{api, {"conduit-control-plane", []Check{check}}}
+		if pods := aboutPods(ctx, c); slices.ContainsFunc(pods.Checks, func(c Check) bool { return c.mend != nil }) { // left by kubectl delete
+			none = append(none, pods)
+		}
+		return report(none)
+	}
 	return report([]Category{api,
-		{"conduit-control-plane", []Check{definitions(c), controller(ctx, c), installedVersion(ctx, c), complete(ctx, c), admitted(ctx, c)}},
+		{"conduit-control-plane", slices.Concat([]Check{definitions(c), controller(ctx, c), installedVersion(ctx, c)}, complete(ctx, c), []Check{admitted(ctx, c)})},
 		{"conduit-identity", []Check{trustRoots(ctx, c), issuer(ctx, c)}},
 		{"conduit-agents", []Check{agents(ctx, c)}},
 		onNodes(ctx, c),
-		{"conduit-pods", []Check{meshedPods(ctx, c), leftOver(ctx, c)}},
+		aboutPods(ctx, c),
 	})
 }
 
@@ -53,7 +58,7 @@ func controller(ctx context.Context, c *cluster.Cluster) Check {
 	const d = "the controller is ready"
 	o, err := c.Client.AppsV1().Deployments(deploy.Namespace).Get(ctx, deploy.Controller, metav1.GetOptions{})
 	if err != nil {
-		return failed(d, err.Error(), "conduit install --apply --wait")
+		return unseen(d, err, "conduit install --apply --wait")
 	}
 	s := o.Status
 	n := fmt.Sprintf("%d of %d replicas", s.AvailableReplicas, s.Replicas)
@@ -68,6 +73,14 @@ func controller(ctx context.Context, c *cluster.Cluster) Check {
 
 func describe(component string) string {
 	return "kubectl -n " + deploy.Namespace + " describe pods -l app.kubernetes.io/component=" + component
+}
+
+// unseen is a check that could not be made. That its user has not the right to look is nobody's fault, and fails nothing.
+func unseen(d string, err error, hint string) Check {
+	if apierrors.IsForbidden(err) {
+		return warned(d, "you may not look: "+err.Error(), "conduit check --context NAME, as an administrator of the cluster")
+	}
+	return failed(d, err.Error(), hint)
 }
 
 func firstOf(values ...string) string {
@@ -98,7 +111,7 @@ func installedVersion(ctx context.Context, c *cluster.Cluster) Check {
 	r, there, err := c.Record(ctx)
 	switch {
 	case err != nil:
-		return warned(d, err.Error(), "conduit upgrade --apply")
+		return unseen(d, err, "conduit upgrade --apply")
 	case !there:
 		return warned(d, "there is no record of the installation: Helm or kubectl has made it", "helm -n "+deploy.Namespace+" list")
 	case r.Version != mesh.Version():
@@ -111,7 +124,7 @@ func trustRoots(ctx context.Context, c *cluster.Cluster) Check {
 	const d = "the trust bundle is published and valid"
 	cm, err := c.Client.CoreV1().ConfigMaps(deploy.Namespace).Get(ctx, "conduit-trust-roots", metav1.GetOptions{})
 	if err != nil {
-		return failed(d, err.Error(), "kubectl -n "+deploy.Namespace+" logs deployment/"+deploy.Controller)
+		return unseen(d, err, "kubectl -n "+deploy.Namespace+" logs deployment/"+deploy.Controller)
 	}
 	return validity(d, []byte(cm.Data["ca.crt"]), "see docs/identity.md, Rotation")
 }
@@ -121,10 +134,8 @@ func issuer(ctx context.Context, c *cluster.Cluster) Check {
 	const d = "the issuer is valid"
 	s, err := c.Client.CoreV1().Secrets(deploy.Namespace).Get(ctx, "conduit-issuer", metav1.GetOptions{})
 	switch {
-	case apierrors.IsForbidden(err):
-		return warned(d, "you may not read it", "conduit check --context NAME, as an administrator of the cluster")
 	case err != nil:
-		return failed(d, err.Error(), "see docs/identity.md, The issuer")
+		return unseen(d, err, "see docs/identity.md, The issuer")
 	}
 	return validity(d, s.Data[corev1.TLSCertKey], "put a new issuer into the Secret conduit-issuer: docs/identity.md, Rotation")
 }
@@ -157,7 +168,7 @@ func agents(ctx context.Context, c *cluster.Cluster) Check {
 	const d = "every node has an agent that is ready"
 	o, err := c.Client.AppsV1().DaemonSets(deploy.Namespace).Get(ctx, deploy.Agent, metav1.GetOptions{})
 	if err != nil {
-		return failed(d, err.Error(), "conduit install --apply --wait")
+		return unseen(d, err, "conduit install --apply --wait")
 	}
 	s := o.Status
 	n := fmt.Sprintf("%d of %d", s.NumberAvailable, s.DesiredNumberScheduled)
@@ -165,48 +176,4 @@ func agents(ctx context.Context, c *cluster.Cluster) Check {
 		return failed(d, firstOf(trouble(ctx, c, "agent"), n), describe("agent"))
 	}
 	return passed(d + " (" + n + ")")
-}
-
-// meshedPods is about what the kernel is seen to do with the pods of namespaces that are in the mesh.
-func meshedPods(ctx context.Context, c *cluster.Cluster) Check {
-	const d = "every pod of the mesh is enrolled"
-	const next = "kubectl -n NAMESPACE describe pod NAME"
-	namespaces, err := c.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: labels.Set{kube.LabelMesh: kube.Enabled}.String()})
-	if err != nil {
-		return warned(d, err.Error(), "kubectl get namespaces -L "+kube.LabelMesh)
-	}
-	all, bad := 0, []string(nil)
-	for i := range namespaces.Items {
-		pods, err := c.Client.CoreV1().Pods(namespaces.Items[i].Name).List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return warned(d, err.Error(), "kubectl auth can-i list pods -A")
-		}
-		for j := range pods.Items {
-			p := &pods.Items[j]
-			if p.Status.Phase != corev1.PodRunning || p.Spec.HostNetwork || p.Labels[kube.LabelMesh] == kube.Disabled {
-				continue
-			}
-			all++
-			if why := outside(p); why != "" {
-				bad = append(bad, p.Namespace+"/"+p.Name+" ("+why+")")
-			}
-		}
-	}
-	if len(bad) == 0 {
-		return passed(fmt.Sprintf("%s (%d)", d, all))
-	}
-	return failed(d, some(bad, ", "), next)
-}
-
-// outside is why a pod is not enrolled; empty: it is.
-func outside(p *corev1.Pod) string {
-	for _, cond := range p.Status.Conditions {
-		if cond.Type == kube.ConditionEnrolled {
-			if cond.Status == corev1.ConditionTrue {
-				return ""
-			}
-			return strings.TrimSuffix(cond.Reason+": "+cond.Message, ": ")
-		}
-	}
-	return "no agent has reported it"
 }

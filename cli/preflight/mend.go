@@ -6,7 +6,6 @@ import (
 	"conduit.io/conduit/cli/cluster"
 	"conduit.io/conduit/deploy"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -27,19 +26,24 @@ func (r Report) Fix(ctx context.Context, c *cluster.Cluster, say func(string)) (
 	return mended, nil
 }
 
-// complete is about the objects of the installation that somebody has removed.
-func complete(ctx context.Context, c *cluster.Cluster) Check {
+// complete is about the objects of the installation that somebody has removed. It is none where nobody knows what they were.
+func complete(ctx context.Context, c *cluster.Cluster) []Check {
 	const d = "every object of the installation is there"
-	missing, err := c.Missing(ctx)
-	if err != nil {
-		return failed(d, err.Error(), "conduit upgrade --apply --wait")
-	}
-	if len(missing) == 0 {
-		return passed(d)
+	missing, known, err := c.Missing(ctx)
+	switch {
+	case err != nil:
+		return []Check{unseen(d, err, "conduit upgrade --apply --wait")}
+	case !known:
+		return nil
+	case len(missing) == 0:
+		return []Check{passed(d)}
 	}
 	var names []string
 	for _, o := range missing {
 		names = append(names, cluster.Name(o))
+	}
+	if policy, err := c.Policy(ctx); err == nil && policy.Uninstalling() { // what is made now, it takes away again
+		return []Check{failed(d, "missing: "+some(names, ", ")+"; "+policy.None(), policy.Undo())}
 	}
 	check := failed(d, "missing: "+some(names, ", "), "conduit check --fix, which makes them as they were installed")
 	check.mend = func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
@@ -52,7 +56,7 @@ func complete(ctx context.Context, c *cluster.Cluster) Check {
 		}
 		return nil
 	}
-	return check
+	return []Check{check}
 }
 
 // admitted is about the label by which the namespace admits the agents' pods.
@@ -61,7 +65,7 @@ func admitted(ctx context.Context, c *cluster.Cluster) Check {
 	const want = "privileged"
 	ns, err := c.Client.CoreV1().Namespaces().Get(ctx, deploy.Namespace, metav1.GetOptions{})
 	if err != nil {
-		return failed(d, err.Error(), "conduit install --apply --wait")
+		return unseen(d, err, "conduit install --apply --wait")
 	}
 	have := ns.Labels[enforceLabel]
 	if have == want {
@@ -74,41 +78,6 @@ func admitted(ctx context.Context, c *cluster.Cluster) Check {
 	}
 	check.mend = func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
 		return c.LabelNamespace(ctx, enforceLabel, want, say)
-	}
-	return check
-}
-
-// leftOver is about conditions that no agent keeps true any more.
-func leftOver(ctx context.Context, c *cluster.Cluster) Check {
-	const d = "no pod has a condition that nobody keeps"
-	nodes, there, err := c.AgentNodes(ctx)
-	if err != nil {
-		return warned(d, err.Error(), "kubectl get nodes")
-	}
-	if _, installed, err := c.Record(ctx); err != nil || installed && !there {
-		return passed(d) // pods may well be enrolled while somebody has taken the agents away
-	}
-	kept := map[string]bool{}
-	for i := range nodes {
-		kept[nodes[i].Name] = true
-	}
-	pods, err := c.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return warned(d, err.Error(), "kubectl auth can-i list pods -A")
-	}
-	var left []corev1.Pod
-	var names []string
-	for i := range pods.Items {
-		if p := &pods.Items[i]; cluster.HasCondition(p) && !kept[p.Spec.NodeName] {
-			left, names = append(left, *p), append(names, p.Namespace+"/"+p.Name)
-		}
-	}
-	if len(left) == 0 {
-		return passed(d)
-	}
-	check := failed(d, "on nodes that no agent is for: "+some(names, ", "), "conduit check --fix, which takes them off")
-	check.mend = func(ctx context.Context, c *cluster.Cluster, say func(string)) error {
-		return c.DropConditions(ctx, left, say)
 	}
 	return check
 }

@@ -20,13 +20,13 @@ func onNodes(ctx context.Context, c *cluster.Cluster) Category {
 	nodes, there, err := c.AgentNodes(ctx)
 	switch {
 	case err != nil:
-		return Category{name, []Check{failed(d, err.Error(), "kubectl get nodes")}}
+		return Category{name, []Check{unseen(d, err, "kubectl get nodes")}}
 	case !there:
 		return Category{name, []Check{failed(d, "there is no DaemonSet "+deploy.Agent, "conduit install --apply --wait")}}
 	}
 	list, err := c.Client.CoreV1().Pods(deploy.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=conduit,app.kubernetes.io/component=agent"})
 	if err != nil {
-		return Category{name, []Check{failed(d, err.Error(), describe("agent"))}}
+		return Category{name, []Check{unseen(d, err, describe("agent"))}}
 	}
 	agents := map[string][]*corev1.Pod{} // by node; two while one takes over from the other
 	for i := range list.Items {

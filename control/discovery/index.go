@@ -39,6 +39,8 @@ type Index struct {
 	nodePorts  map[uint32][]*entry        // in the order of their keys
 	hostPorts  map[hostPort][]*workload   // the last one counts
 	portSubs   map[uint32]map[*Stream]int // streams that ask about a port, and for how many addresses
+	misspelt   map[Record]struct{}        // pods and namespaces
+	slipped    chan struct{}              // told when one was added
 	streams    int
 }
 
@@ -90,7 +92,8 @@ type ref struct {
 func New() *Index {
 	x := &Index{epoch: rand.Text(), records: map[Kind]map[Name]Record{}, namespaces: map[string]*members{}, nodes: map[string]*members{},
 		workloads: map[Name]*workload{}, services: map[Name]*entry{}, addrs: map[netip.Addr]*address{},
-		nodePorts: map[uint32][]*entry{}, hostPorts: map[hostPort][]*workload{}, portSubs: map[uint32]map[*Stream]int{}}
+		nodePorts: map[uint32][]*entry{}, hostPorts: map[hostPort][]*workload{}, portSubs: map[uint32]map[*Stream]int{},
+		misspelt: map[Record]struct{}{}, slipped: make(chan struct{}, 1)}
 	for _, k := range []Kind{Pods, Namespaces, Services, Slices, Nodes, Policies} {
 		x.records[k] = map[Name]Record{}
 	}
@@ -149,6 +152,7 @@ func (x *Index) put(r Record) {
 	n := r.Named()
 	old := x.records[r.Kind()][n]
 	x.records[r.Kind()][n] = r
+	x.respell(old, r)
 	switch r := r.(type) {
 	case *pod:
 		x.putPod(r)
@@ -175,6 +179,7 @@ func (x *Index) remove(k Kind, n Name) {
 		return
 	}
 	delete(x.records[k], n)
+	delete(x.misspelt, old)
 	switch o := old.(type) {
 	case *pod:
 		x.removePod(n)

@@ -55,6 +55,7 @@ type pod struct {
 	hostNetwork bool
 	ended       bool
 	said        kube.Said
+	slips       *[]kube.Slip                       // nil for most
 	enrolled    unique.Handle[corev1.PodCondition] // without times; zero: there is no such condition
 	wired       unique.Handle[corev1.PodCondition] // the same; agents' alone have it
 }
@@ -79,8 +80,10 @@ func valueOf(c unique.Handle[corev1.PodCondition]) corev1.PodCondition {
 }
 
 type namespace struct {
-	name Name
-	said kube.Said
+	name  Name
+	uid   string
+	said  kube.Said
+	slips *[]kube.Slip
 }
 
 type node struct {
@@ -148,7 +151,7 @@ func Strip(object any) (Record, error) {
 	case *corev1.Pod:
 		return stripPod(o), nil
 	case *corev1.Namespace:
-		return &namespace{name: Name{Name: shared(o.Name)}, said: said(o)}, nil
+		return &namespace{name: Name{Name: shared(o.Name)}, uid: string(o.UID), said: said(o), slips: slips(o)}, nil
 	case *corev1.Service:
 		return stripService(o), nil
 	case *discoveryk8s.EndpointSlice:
@@ -167,9 +170,21 @@ func said(o metav1.Object) kube.Said {
 	return kube.Said{Mesh: shared(s.Mesh), Mode: shared(s.Mode), Down: shared(s.Down)}
 }
 
+// slips keeps what is misspelt on an object, and nothing else of it.
+func slips(o metav1.Object) *[]kube.Slip {
+	found := kube.Slips(o)
+	if len(found) == 0 {
+		return nil
+	}
+	for i := range found {
+		found[i].Key, found[i].Value = shared(strings.Clone(found[i].Key)), shared(strings.Clone(found[i].Value))
+	}
+	return &found
+}
+
 func stripPod(o *corev1.Pod) *pod {
 	p := &pod{name: nameOf(&o.ObjectMeta), uid: string(o.UID), account: shared(o.Spec.ServiceAccountName),
-		owner: shared(kube.Owner(o)), node: shared(o.Spec.NodeName), hostNetwork: o.Spec.HostNetwork, ended: kube.Ended(o), said: said(o)}
+		owner: shared(kube.Owner(o)), node: shared(o.Spec.NodeName), hostNetwork: o.Spec.HostNetwork, ended: kube.Ended(o), said: said(o), slips: slips(o)}
 	if p.account == "" {
 		p.account = "default"
 	}

@@ -231,8 +231,8 @@ func (s *Server) Lookup(_ context.Context, req *discoveryv1.LookupRequest) (*dis
 	if err := s.synced(); err != nil {
 		return nil, err
 	}
-	if len(req.Addresses) > maxLookup {
-		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d addresses, more than %d", len(req.Addresses), maxLookup))
+	if n := len(req.Addresses); n == 0 || n > maxLookup {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d addresses, want 1 to %d", n, maxLookup))
 	}
 	var addrs []netip.AddrPort
 	for _, text := range req.Addresses {
