@@ -40,6 +40,10 @@ func newShare(p *pod) *share {
 	return s
 }
 
+// greedy reports whether the pod has more connections in this shard than an eighth of the descriptors, each of which may need two: in
+// a shortage they are what others want for.
+func (s *share) greedy() bool { return s.open+s.dialled > sock.Descriptors()/8 }
+
 func (s *share) add(d *down) {
 	s.open++
 	d.prev, d.next = s.downs.prev, &s.downs

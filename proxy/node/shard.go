@@ -113,7 +113,7 @@ func (sh *shard) listen(p *pod, files []*os.File) error {
 			}
 			return err
 		}
-		l.Short = sh.desk.Short
+		l.Short, l.Greedy = sh.desk.Short, s.greedy
 		if outward(slot) { // the pod's own application
 			l.Near()
 		}

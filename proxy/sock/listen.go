@@ -28,6 +28,9 @@ type Listener struct {
 	// Short, if set, is called on the loop when the listener rests for want of descriptors: how often it has before, in
 	// succession, and how many clients it has refused that waited in vain.
 	Short func(rests, refused int)
+	// Greedy, if set, is asked while more than half of the descriptors that clients get are in use: whether this listener's clients
+	// have more of them than is fair. Those that come now wait, so that others find room.
+	Greedy func() bool
 	// Privileged listeners take the last descriptor.
 	Privileged bool
 
@@ -162,7 +165,7 @@ func (s *Listener) room() bool {
 		return false
 	}
 	unix.Close(fd)
-	return fd < s.bound
+	return fd < s.bound/2 || fd < s.bound && (s.Greedy == nil || !s.Greedy())
 }
 
 // exhausted handles the want of descriptors: clients wait in the queue for a while, then they are refused.

@@ -43,6 +43,42 @@ func TestRoomForOthers(t *testing.T) {
 	until(t, l, func() bool { return accepted == 8 })
 }
 
+// TestGreedyClientsWait: when more than half of the descriptors are in use, clients of a listener that has too many of them wait, and
+// those of others do not.
+func TestGreedyClientsWait(t *testing.T) {
+	l := start(t)
+	greedy, accepted, stops := true, [2]int{}, 0
+	var s [2]*Listener
+	for i := range s {
+		s[i] = server(t, l, func(*Conn) { accepted[i]++ })
+	}
+	half := int(fillGaps(t))
+	do(t, l, func() {
+		for i := range s {
+			s[i].near, s[i].bound = true, 2*half
+		}
+		s[0].Greedy, s[0].Short = func() bool { return greedy }, func(int, int) { stops++ }
+	})
+	for i := range s {
+		addr := sockName(s[i].fd, unix.SYS_GETSOCKNAME).String()
+		for range 3 {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+	}
+	until(t, l, func() bool { return accepted[1] == 3 && stops > 0 })
+	do(t, l, func() {
+		if accepted[0] != 0 {
+			t.Errorf("%d of the greedy were accepted", accepted[0])
+		}
+		greedy = false
+	})
+	until(t, l, func() bool { return accepted[0] == 3 })
+}
+
 // TestCloseWhileShort: a closed listener has nothing to do with whoever gets its descriptor.
 func TestCloseWhileShort(t *testing.T) {
 	l := start(t)
