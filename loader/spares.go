@@ -14,8 +14,12 @@ import (
 // 30 KB of the kernel's.
 const spareCount = 8
 
-// spareRetry is how long nothing more is loaded after the kernel has refused.
-const spareRetry = 10 * time.Second
+const (
+	// spareAfter is when a copy is replaced: when the ADD that took it is over, and not beside it.
+	spareAfter = 100 * time.Millisecond
+	// spareRetry is how long nothing more is loaded after the kernel has refused.
+	spareRetry = 10 * time.Second
+)
 
 // lookupCopy is a copy of the lookup program, and the map with the one variable in it: whose it is.
 type lookupCopy struct {
@@ -63,19 +67,20 @@ func (s *spares) take() (lookupCopy, error) {
 func (s *spares) fill() {
 	defer close(s.done)
 	for {
-		c, err := s.load()
-		if err != nil { // whoever takes one is told
+		wait := spareAfter
+		if c, err := s.load(); err != nil {
+			wait = spareRetry // whoever takes one is told
+		} else {
 			select {
-			case <-time.After(spareRetry):
-				continue
+			case s.ready <- c:
 			case <-s.stop:
+				c.close()
 				return
 			}
 		}
 		select {
-		case s.ready <- c:
+		case <-time.After(wait):
 		case <-s.stop:
-			c.close()
 			return
 		}
 	}
