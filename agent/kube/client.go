@@ -25,6 +25,13 @@ func newTypes() *runtime.Scheme {
 	return s
 }
 
+// Requests that a client makes in a second, and at once. A pod that starts before the watch has told of it costs one (Find), and many may
+// start at once: client-go's own bound, 5 in a second, would hold them up for seconds.
+const (
+	perSecond = 50
+	atOnce    = 200
+)
+
 // clients speak to one API server.
 type clients struct{ core, conduit rest.Interface }
 
@@ -33,6 +40,7 @@ func connect(cfg *rest.Config) (*clients, error) {
 	client := func(path, contentType string, gv schema.GroupVersion) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
 		c.APIPath, c.GroupVersion = path, &gv
+		c.QPS, c.Burst = perSecond, atOnce
 		c.NegotiatedSerializer = codecs.WithoutConversion()
 		c.ContentType, c.AcceptContentTypes = contentType, contentType+",application/json"
 		return rest.RESTClientFor(c)

@@ -134,17 +134,25 @@ func (s *Source) Find(ctx context.Context, name manifest.Name) bool {
 	if err == nil && pod.Spec.NodeName == s.node {
 		s.pods.admit(&pod)
 	}
-	var ns corev1.Namespace
-	nsErr := s.core.Get().Resource("namespaces").Name(name.Namespace).Do(ctx).Into(&ns)
-	if nsErr == nil {
-		s.namespaces.admit(&ns)
-	}
-	for _, err := range []error{err, nsErr} {
+	for _, err := range []error{err, s.findNamespace(ctx, name.Namespace)} {
 		if err != nil && !apierrors.IsNotFound(err) {
 			s.log.Warn("API server did not tell of a pod", "pod", name.String(), "error", err)
 		}
 	}
 	return s.collect()
+}
+
+// findNamespace asks for a Namespace, unless it is known.
+func (s *Source) findNamespace(ctx context.Context, name string) error {
+	if _, known, err := s.namespaces.store.GetByKey(name); err == nil && known {
+		return nil
+	}
+	var ns corev1.Namespace
+	err := s.core.Get().Resource("namespaces").Name(name).Do(ctx).Into(&ns)
+	if err == nil {
+		s.namespaces.admit(&ns)
+	}
+	return err
 }
 
 // Missing says who does not know a pod (noPod), or its Namespace, and what to do about it.

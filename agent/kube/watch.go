@@ -6,6 +6,7 @@ import (
 	"conduit.io/conduit/api/kube"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -41,8 +42,12 @@ func (s *Source) watch(client rest.Interface, resource string, example runtime.O
 	w.store, w.controller = cache.NewInformerWithOptions(cache.InformerOptions{
 		ListerWatcher: lw, ObjectType: example, Transform: strip,
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { s.mark() },
-			UpdateFunc: func(any, any) { s.mark() },
+			AddFunc: func(any) { s.mark() },
+			UpdateFunc: func(was, is any) {
+				if !alike(was, is) {
+					s.mark()
+				}
+			},
 			DeleteFunc: func(any) { s.mark() },
 		},
 	})
@@ -110,6 +115,18 @@ func strip(v any) (any, error) {
 		return &corev1.Namespace{ObjectMeta: meta(&o.ObjectMeta)}, nil
 	}
 	return v, nil
+}
+
+// alike reports whether two versions of a Pod are the same in all that is kept. Most changes of a Pod that starts are of its conditions.
+func alike(was, is any) bool {
+	a, aok := was.(*corev1.Pod)
+	b, bok := is.(*corev1.Pod)
+	if !aok || !bok {
+		return false
+	}
+	c := *a
+	c.ResourceVersion = b.ResourceVersion
+	return equality.Semantic.DeepEqual(&c, b)
 }
 
 // probed is what is needed to know at which ports a kubelet dials the containers.
