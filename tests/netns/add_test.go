@@ -22,15 +22,22 @@ import (
 // added is how many pods BenchmarkAdd makes.
 const added = 200
 
+// addGoal is what Conduit may add at p99 to pods that are made one after the other.
+const addGoal = 20 * time.Millisecond
+
 // BenchmarkAdd is what Conduit adds to the making of an enrolled pod, with no more of a node than libcni, the chain, agent and proxy: one
-// pod after the other, and four at once. tests/e2e has the same on Kubernetes.
+// pod after the other, and four at once. It fails when addGoal is missed: on an idle machine. tests/e2e has the same on Kubernetes.
 func BenchmarkAdd(b *testing.B) {
+	p99 := map[int]time.Duration{}
 	for _, atOnce := range []int{1, 4} {
-		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) { benchmarkAdd(b, atOnce) })
+		b.Run(fmt.Sprintf("at-once=%d", atOnce), func(b *testing.B) { p99[atOnce] = benchmarkAdd(b, atOnce) })
+	}
+	if p99[1] > addGoal { // here, where the figures have been printed
+		b.Errorf("Conduit adds %v at p99 to one pod after the other, and is to add %v at most", p99[1], addGoal)
 	}
 }
 
-func benchmarkAdd(b *testing.B, atOnce int) {
+func benchmarkAdd(b *testing.B, atOnce int) (p99 time.Duration) {
 	n := testnet.New(b, testnet.Config{Mesh: true})
 	n.EnrolledNamespace("shop")
 	plugins, dir := b.TempDir(), b.TempDir()
@@ -92,6 +99,7 @@ func benchmarkAdd(b *testing.B, atOnce int) {
 	}
 	t.Report(b)
 	agentTook(b, node)
+	return t.Added(0.99)
 }
 
 // agentTook reports how long the agent's own part of an ADD was, by its log.
