@@ -30,6 +30,9 @@ func onNodes(ctx context.Context, c *cluster.Cluster) Category {
 	}
 	agents := map[string][]*corev1.Pod{} // by node; two while one takes over from the other
 	for i := range list.Items {
+		if list.Items[i].DeletionTimestamp != nil {
+			continue // what it was it is no more
+		}
 		agents[list.Items[i].Spec.NodeName] = append(agents[list.Items[i].Spec.NodeName], &list.Items[i])
 	}
 	logs := "kubectl -n " + deploy.Namespace + " logs daemonset/" + deploy.Agent

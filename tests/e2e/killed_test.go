@@ -10,57 +10,15 @@ import (
 	"time"
 )
 
-// proxyKilled kills the proxy of node 1 hard, under load and where plaintext is refused. It takes its connections with it, and until
-// the kubelet has started the next one its pods open none. That is said by everybody who is asked, and nothing goes past the mesh.
-func (w *world) proxyKilled() {
+// proxyLost takes the proxy of node 1 away, under load and where plaintext is refused: until the next one is there the node's pods open no
+// connection. That is said by everybody who is asked, nothing goes past the mesh, and afterwards no request fails.
+func (w *world) proxyLost() {
 	w.spared = true
 	w.strict(true)
 	w.load.goOn("STRICT")
 	wire := w.listen(1)
-	served := w.served(1)
-	began := time.Now()
-	w.signal(1, "proxy", "kill", "-s", "SIGKILL")
-	w.servedBy(1, served+1)
-	w.t.Logf("another proxy serves after %v", time.Since(began).Round(10*time.Millisecond))
-	w.asked("right after the first")
-
-	// Killed once more, the kubelet lets 10 s pass: time to ask.
-	w.signal(1, "proxy", "kill", "-s", "SIGKILL")
-	w.view.everywhere("the proxy of node 1 is lost", func(nodes []listed, err error) error {
-		for _, n := range nodes {
-			switch {
-			case n.Name != w.meshed.Node(1).Name():
-				err = n.is(ready)
-			case n.Agent.Reason != "ProxyNotReady" || n.Agent.Proxy.Up:
-				err = fmt.Errorf("node 1: %+v", n)
-			default:
-				err = n.is(notReady)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return err
-	})
-	w.meshed.Eventually("conduit check tells of it", func() error {
-		said, err := tryConduit(w.meshed, "check", "--timeout", "10s")
-		if err == nil || !strings.Contains(said, w.meshed.Node(1).Name()+": ProxyNotReady: ") {
-			return fmt.Errorf("%w\n%s", err, said)
-		}
-		return nil
-	})
-	if err := w.objects(); err != nil { // the kernel goes on steering the pods: connections are refused
-		w.t.Errorf("without a proxy: %v", err)
-	}
-	w.servedBy(1, served+2)
-	w.asked("right after the second")
-	w.meshed.Eventually("there is an Event", func() error {
-		said, err := w.meshed.Try("-n", "conduit", "get", "events", "--field-selector", "reason=ProxyNotReady,type=Warning", "-o", "jsonpath={.items[*].message}")
-		if err == nil && said == "" {
-			err = fmt.Errorf("there is none")
-		}
-		return err
-	})
+	w.proxyKilled()
+	w.agentDeleted()
 	for _, line := range wire() {
 		w.t.Errorf("on the wire: %s", line)
 	}
@@ -73,26 +31,95 @@ func (w *world) proxyKilled() {
 	w.strict(false)
 }
 
-// served is how many proxies the agent of the node has known.
-func (w *world) served(node int) (n int) {
-	w.view.everywhere("proxies are counted", func(nodes []listed, err error) error {
+// proxyKilled kills it hard: it takes its connections with it, and the kubelet starts the next one.
+func (w *world) proxyKilled() {
+	served := w.first().Agent.Proxy.Starts
+	began := time.Now()
+	w.signal(1, "proxy", "kill", "-s", "SIGKILL")
+	w.again("another proxy serves node 1", func(n *listed) bool { return n.Agent.Proxy.Starts == served+1 })
+	w.t.Logf("killed: another proxy serves after %v", time.Since(began).Round(10*time.Millisecond))
+	w.asked("right after it was killed")
+
+	// Killed once more, the kubelet lets 10 s pass: time to ask.
+	w.signal(1, "proxy", "kill", "-s", "SIGKILL")
+	w.without(notReady, "ProxyNotReady")
+	w.says("ProxyNotReady: ")
+	if err := w.objects(); err != nil { // the kernel goes on steering the pods: connections are refused
+		w.t.Errorf("without a proxy: %v", err)
+	}
+	w.again("a third proxy serves node 1", func(n *listed) bool { return n.Agent.Proxy.Starts == served+2 })
+	w.asked("right after it was killed again")
+	w.meshed.Eventually("there is an Event", func() error {
+		said, err := w.meshed.Try("-n", "conduit", "get", "events", "--field-selector", "reason=ProxyNotReady,type=Warning", "-o", "jsonpath={.items[*].message}")
+		if err == nil && said == "" {
+			err = fmt.Errorf("there is none")
+		}
+		return err
+	})
+}
+
+// agentDeleted deletes the agent's pod, and with it the proxy, which is followed by none: the DaemonSet makes another pod when this one has
+// ended.
+func (w *world) agentDeleted() {
+	was, began := w.first().Agent.Instance, time.Now()
+	pod := w.meshed.Kubectl("-n", "conduit", "get", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", "spec.nodeName="+w.meshed.Node(1).Name(), "-o", "jsonpath={.items[0].metadata.name}")
+	w.meshed.Kubectl("-n", "conduit", "delete", "pod", pod, "--wait=false")
+	w.without(away, "")
+	w.says("it has no agent")
+	w.again("another agent and its proxy serve node 1", func(n *listed) bool { return n.Agent.Instance != was })
+	w.t.Logf("deleted: another proxy serves after %v", time.Since(began).Round(10*time.Millisecond))
+	w.asked("right after the agent's pod was made anew")
+}
+
+// without waits until every replica lists node 1 in the state, for the reason, and the others as ready.
+func (w *world) without(state, reason string) {
+	w.view.everywhere("node 1 is "+state, func(nodes []listed, err error) error {
 		for i := range nodes {
-			if nodes[i].Name == w.meshed.Node(node).Name() {
-				n = nodes[i].Agent.Proxy.Starts
+			n, want := &nodes[i], ready
+			if n.Name == w.meshed.Node(1).Name() {
+				if want = state; n.Agent.Reason != reason || state == notReady && n.Agent.Proxy.Up {
+					return fmt.Errorf("node 1: %+v", n)
+				}
+			}
+			if err := n.is(want); err != nil {
+				return err
 			}
 		}
 		return err
 	})
-	return n
 }
 
-// servedBy waits until the node's agent says that the nth proxy serves.
-func (w *world) servedBy(node, nth int) {
-	w.view.everywhere(fmt.Sprintf("proxy %d of node %d serves", nth, node), func(nodes []listed, err error) error {
+// says waits until conduit check fails, and says so of node 1.
+func (w *world) says(why string) {
+	w.meshed.Eventually("conduit check says "+why, func() error {
+		said, err := tryConduit(w.meshed, "check", "--timeout", "10s")
+		if err == nil || !strings.Contains(said, w.meshed.Node(1).Name()+": "+why) {
+			return fmt.Errorf("%w\n%s", err, said)
+		}
+		return nil
+	})
+}
+
+// first is node 1 as it is listed.
+func (w *world) first() (first listed) {
+	w.view.everywhere("node 1", func(nodes []listed, err error) error {
+		for _, n := range nodes {
+			if n.Name == w.meshed.Node(1).Name() {
+				first = n
+			}
+		}
+		return err
+	})
+	return first
+}
+
+// again waits until node 1 is ready again, and as it should be.
+func (w *world) again(what string, good func(*listed) bool) {
+	w.view.everywhere(what, func(nodes []listed, err error) error {
 		for i := range nodes {
-			if n := &nodes[i]; n.Name == w.meshed.Node(node).Name() {
-				if n.Agent.Proxy.Starts != nth {
-					return fmt.Errorf("it is number %d", n.Agent.Proxy.Starts)
+			if n := &nodes[i]; n.Name == w.meshed.Node(1).Name() {
+				if !good(n) {
+					return fmt.Errorf("%+v", n)
 				}
 				return n.is(ready)
 			}
@@ -121,7 +148,7 @@ func (w *world) listen(node int) (stop func() []string) {
 		pods[netip.MustParseAddr(ip)] = true
 	}
 	var out bytes.Buffer
-	cmd := w.meshed.Node(node).Command(w.meshed.Context(), "tcpdump", "-l", "-i", "eth0", "-nn", "tcp", "and", "net", "10.244.0.0/16", "and", "not", "port", "15008")
+	cmd := w.meshed.Node(node).Command(w.t.Context(), "tcpdump", "-l", "-i", "eth0", "-nn", "tcp", "and", "net", "10.244.0.0/16", "and", "not", "port", "15008")
 	cmd.Stdout = &out
 	ready, err := cmd.StderrPipe()
 	if err == nil {

@@ -37,7 +37,7 @@ func TestLive(t *testing.T) {
 		{"unmesh and mesh", (*world).unmesh},
 		{"agents and proxies replaced, STRICT", (*world).replaceStrict},
 		{"restarts", (*world).restarts},
-		{"a proxy killed, STRICT", (*world).proxyKilled},
+		{"a proxy lost, STRICT", (*world).proxyLost},
 		{"upgrade", (*world).upgrade},
 		{"rollout, PERMISSIVE", (*world).rollout},
 		{"rollout, STRICT", (*world).rolloutStrict},
