@@ -98,6 +98,8 @@ func (w *world) tells(o outage) {
 		}
 		return nil
 	})
+	w.view.hasty = o.deaf // or nodes would count as lost, 40 s after they could last say that they live
+	defer func() { w.view.hasty = false }()
 	w.view.everywhere("without "+o.what, func(nodes []listed, err error) error {
 		switch {
 		case err != nil && (o.mute || o.listed == "nothing"):

@@ -20,6 +20,7 @@ type viewer struct {
 	c        *kubetest.Cluster
 	token    string
 	replicas []string // addresses of the controller's pods, when they were looked at last
+	hasty    bool     // an answer is waited for for a second only
 }
 
 // viewerRoots is where node 1 has the roots of the controller's certificate.
@@ -75,7 +76,11 @@ type listed struct {
 // ask has a replica list the nodes.
 func (v *viewer) ask(replica string) ([]listed, error) {
 	const host = "conduit-controller.conduit.svc"
-	said, err := v.c.Node(1).Run(v.c.Context(), "curl", "-sS", "--max-time", "5", "--fail-with-body", "--cacert", viewerRoots, "--connect-to", host+":8085:"+replica+":8085",
+	patience := "10"
+	if v.hasty {
+		patience = "1"
+	}
+	said, err := v.c.Node(1).Run(v.c.Context(), "curl", "-sS", "--max-time", patience, "--fail-with-body", "--cacert", viewerRoots, "--connect-to", host+":8085:"+replica+":8085",
 		"-H", "Authorization: Bearer "+v.token, "-H", "Content-Type: application/json", "-d", `{"pods":true}`,
 		"https://"+host+":8085/conduit.node.v1.NodeService/ListNodes")
 	if err != nil {
