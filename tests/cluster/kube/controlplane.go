@@ -142,7 +142,9 @@ func (c *Cluster) startControllers() error {
 		{Name: "kube-controller-manager", Argv: []string{"kube-controller-manager", "--kubeconfig=" + conf("controller-manager.conf"),
 			"--authentication-kubeconfig=" + conf("controller-manager.conf"), "--authorization-kubeconfig=" + conf("controller-manager.conf"),
 			"--service-account-private-key-file=" + conf("sa.key"), "--root-ca-file=" + conf("ca.crt"), "--use-service-account-credentials",
-			"--cluster-signing-cert-file=" + conf("ca.crt"), "--cluster-signing-key-file=" + conf("ca.key"), "--leader-elect=false"}},
+			"--cluster-signing-cert-file=" + conf("ca.crt"), "--cluster-signing-key-file=" + conf("ca.key"), "--leader-elect=false",
+			// Or all nodes count as lost, and no Service has endpoints, when an API server comes back that was away on a busy computer.
+			"--node-monitor-grace-period=3m"}},
 		{Name: "kube-scheduler", Argv: []string{"kube-scheduler", "--kubeconfig=" + conf("scheduler.conf"),
 			"--authentication-kubeconfig=" + conf("scheduler.conf"), "--authorization-kubeconfig=" + conf("scheduler.conf"), "--leader-elect=false"}},
 	} {
