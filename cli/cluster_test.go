@@ -175,7 +175,7 @@ func TestCluster(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
-	}{{"before", s.before}, {"without", s.unmeshable}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"mesh", s.mesh},
+	}{{"before", s.before}, {"without", s.unmeshable}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"words", s.words}, {"mesh", s.mesh}, {"interrupted", s.interrupted},
 		{"check", s.check}, {"misspelt", s.misspelt}, {"limited", s.limited}, {"nobody", s.nobody}, {"targets", s.targets}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t
@@ -215,7 +215,8 @@ func (s *stage) install(t *testing.T) {
 	stop := s.play(s.rollout)
 	defer stop()
 	_, errOut := s.conduit(ExitOK, "install", "--apply", "--wait", "--timeout", "2m")
-	for _, want := range []string{"Namespace conduit created", "DaemonSet conduit-agent created", "conduit-controller: 1 of 1 ready", "conduit-agent: 2 of 2 nodes ready"} {
+	for _, want := range []string{"Namespace conduit created", "DaemonSet conduit-agent created", "conduit-controller: 1 of 1 ready", "conduit-agent: 2 of 2 nodes ready",
+		"next: conduit mesh ns/NAME --apply --wait, and conduit check"} {
 		if !strings.Contains(errOut, want) {
 			t.Errorf("no %q in\n%s", want, errOut)
 		}

@@ -67,9 +67,23 @@ func Run(ctx context.Context, env Env, args []string) (code int) {
 	case errors.As(err, &usage), !*started: // before a command starts, cobra only reads the command line
 		output.Report(env.Err, style, &output.Problem{What: err.Error(), Next: cmd.CommandPath() + " --help"})
 		return ExitUsage
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		err = interrupted(cmd)
 	}
 	output.Report(env.Err, style, err)
 	return ExitError
+}
+
+// interrupted is what became of a command that somebody has ended.
+func interrupted(cmd *cobra.Command) error {
+	p := &output.Problem{What: cmd.CommandPath() + " was interrupted", Cause: "what it has done stays done", Next: "the same command again"}
+	switch cmd.Name() {
+	case "install", "upgrade":
+		p.Next += ", which does what is missing; conduit check says what is there"
+	case "uninstall":
+		p.Next += ", which goes on from there; or conduit upgrade --apply --wait, which gives it up"
+	}
+	return p
 }
 
 // newRoot makes the command tree. *started says whether a command has begun to run.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"conduit.io/conduit/cli/cluster"
@@ -63,6 +64,7 @@ type installOptions struct {
 	ha     bool
 	force  bool
 	forget bool // of upgrade: the values of before
+	show   bool // of install: the chart's values
 }
 
 func (o *installOptions) bind(cmd *cobra.Command) {
@@ -116,9 +118,24 @@ func installation(values map[string]any) ([]*unstructured.Unstructured, error) {
 	objects, err := deploy.Installation(values)
 	var bad *deploy.ValuesError
 	if errors.As(err, &bad) {
-		return nil, &output.Problem{What: err.Error(), Cause: "the chart has no such value, or not of this kind", Next: "conduit install --help"}
+		return nil, &output.Problem{What: strings.NewReplacer("- at '': ", "", "- at '/", "", "':", ":").Replace(err.Error()),
+			Cause: "the chart has no such value, or not of this kind", Next: "conduit install --defaults, which prints all of them"}
 	}
 	return objects, err
+}
+
+// sameTrust refuses to give identities another trust domain: everything that is known by the one of before would be a stranger.
+func sameTrust(before, after map[string]any) error {
+	is, err := deploy.TrustDomain(before)
+	if err != nil {
+		return err
+	}
+	wanted, err := deploy.TrustDomain(after)
+	if err != nil || is == wanted {
+		return err
+	}
+	return &output.Problem{What: "the trust domain is " + is + ", and cannot become " + wanted, Cause: "issuer, certificates and identities of what runs have it in them",
+		Next: "leave it out; or conduit uninstall --apply, and conduit install --apply --set trustDomain=" + wanted}
 }
 
 func newInstall(env Env) *cobra.Command {
@@ -139,6 +156,13 @@ which cluster (--as, --cluster, --server, --token, --user, ...) are taken as wel
 			if err := errors.Join(o.check(), o.onlyHere()); err != nil {
 				return usageError{err}
 			}
+			if o.show {
+				text, err := deploy.Defaults()
+				if err == nil {
+					_, err = env.Out.Write(text)
+				}
+				return err
+			}
 			values, err := o.values(env.In, nil)
 			if err != nil {
 				return err
@@ -154,11 +178,20 @@ which cluster (--as, --cluster, --server, --token, --user, ...) are taken as wel
 				if err := notAnother(ctx, c, values); err != nil {
 					return err
 				}
-				return o.roll(ctx, c, objects, say)
+				if err := o.roll(ctx, c, objects, say); err != nil {
+					return err
+				}
+				next := "next: conduit check"
+				if o.wait {
+					next = "next: conduit mesh ns/NAME --apply --wait, and conduit check"
+				}
+				say(next)
+				return nil
 			})
 		},
 	}
 	o.bind(cmd)
+	cmd.Flags().BoolVar(&o.show, "defaults", false, "print the chart's values, what they mean and what they are by default, and nothing else")
 	return cmd
 }
 
@@ -232,6 +265,9 @@ func (o *installOptions) upgraded(ctx context.Context, env Env, c *cluster.Clust
 	}
 	values, err := o.values(env.In, before)
 	if err != nil {
+		return nil, err
+	}
+	if err := sameTrust(r.Values, values); err != nil {
 		return nil, err
 	}
 	say("from version " + r.Version + " to " + mesh.Version())

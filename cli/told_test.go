@@ -32,6 +32,14 @@ func (s *stage) set(namespace, patch string) {
 	must(s.t, ns, err)
 }
 
+// remove deletes a pod at once.
+func (s *stage) remove(namespace, name string) {
+	s.t.Helper()
+	if err := s.client.CoreV1().Pods(namespace).Delete(s.t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // misspelt: check names objects whose labels mean nothing.
 func (s *stage) misspelt(t *testing.T) {
 	ns, err := s.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "bank", Labels: map[string]string{kube.LabelMesh: "enable"},
@@ -44,9 +52,7 @@ func (s *stage) misspelt(t *testing.T) {
 		`namespace bank has the annotation conduit.io/mtls-mod: "STRICT" is none of Conduit's, did you mean conduit.io/mtls-mode?`,
 		`pod bank/till has the label conduit.io/mesh: "no" is neither`)
 	s.set("bank", `{"labels":{"conduit.io/mesh":null},"annotations":{"conduit.io/mtls-mod":null,"conduit.io/team":"x"}}`)
-	if err := s.client.CoreV1().Pods("bank").Delete(t.Context(), "till", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
-		t.Fatal(err)
-	}
+	s.remove("bank", "till")
 	out, _ = s.conduit(ExitError, "check")
 	tells(t, "check of what may be somebody else's", out, "‼ labels and annotations", `conduit.io/team: "x" is none of Conduit's.`)
 	s.set("bank", `{"annotations":{"conduit.io/team":null}}`)
@@ -153,9 +159,7 @@ func (s *stage) targets(t *testing.T) {
 	_, errOut = s.conduit(ExitOK, "unmesh", "ns/town", "--apply")
 	tells(t, "unmesh", errOut, "still in the mesh: pods in, out, by their own label; conduit unmesh pod/in pod/out -n town --apply")
 	for _, name := range []string{"plain", "in", "out", "host"} {
-		if err := core.Pods("town").Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
-			t.Fatal(err)
-		}
+		s.remove("town", name)
 	}
 	_, errOut = s.conduit(ExitError, "mesh", "ns/nope", "--apply")
 	tells(t, "a namespace that is not there", errOut, `namespaces "nope" not found`, "cause:", "next:  kubectl get namespaces")

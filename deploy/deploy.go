@@ -62,6 +62,26 @@ func HighAvailability() (map[string]any, error) {
 	return Values(data)
 }
 
+// Defaults is the chart's values as they are without any of somebody's own, as YAML with comments.
+func Defaults() ([]byte, error) { return chartFiles.ReadFile("chart/values.yaml") }
+
+// TrustDomain is what identities begin with in an installation with these values.
+func TrustDomain(values map[string]any) (string, error) {
+	text, err := Defaults()
+	if err != nil {
+		return "", err
+	}
+	defaults, err := Values(text)
+	if err != nil {
+		return "", err
+	}
+	d, ok := Merge(defaults, values)["trustDomain"].(string)
+	if !ok {
+		return "", &ValuesError{"trustDomain is no text"}
+	}
+	return d, nil
+}
+
 // Values reads values from YAML.
 func Values(data []byte) (map[string]any, error) {
 	v, err := loader.LoadValues(bytes.NewReader(data))

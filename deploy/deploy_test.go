@@ -249,3 +249,39 @@ func TestSchemaIsClosed(t *testing.T) {
 		t.Errorf("only %d tables were looked at", tables)
 	}
 }
+
+// kubectl explain has words for every field of our own kinds.
+func TestFieldsAreDescribed(t *testing.T) {
+	crds, err := CRDs()
+	if err != nil || len(crds) == 0 {
+		t.Fatalf("%d definitions, %v", len(crds), err)
+	}
+	fields := 0
+	var walk func(path string, schema map[string]any)
+	walk = func(path string, schema map[string]any) {
+		if text, _ := schema["description"].(string); text == "" {
+			t.Errorf("%s is not described", path)
+		}
+		properties, _ := schema["properties"].(map[string]any)
+		for name, sub := range properties {
+			fields++
+			walk(path+"."+name, sub.(map[string]any))
+		}
+	}
+	for _, crd := range crds {
+		versions, _, err := unstructured.NestedSlice(crd.Object, "spec", "versions")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range versions {
+			schema, _, err := unstructured.NestedMap(v.(map[string]any), "schema", "openAPIV3Schema")
+			if err != nil {
+				t.Fatal(err)
+			}
+			walk(crd.GetName(), schema)
+		}
+	}
+	if fields < 4 {
+		t.Errorf("only %d fields were looked at", fields)
+	}
+}

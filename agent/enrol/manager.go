@@ -245,6 +245,8 @@ func (m *Manager) reconcile(ctx context.Context) {
 		case before != nil && before.Error() == p.fault.Error():
 		case errors.Is(p.fault, errNoLeaf):
 			m.cfg.Log.Info("pod waits for its certificate", "pod", p.name().String())
+		case errors.Is(p.fault, errNoProxy): // which has faults of its own to tell
+			m.cfg.Log.Info("pod waits for the proxy", "pod", p.name().String())
 		default:
 			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
 		}
@@ -297,7 +299,8 @@ func (m *Manager) refresh() {
 		name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
 		// What nothing describes any more stays as it was: a pod never leaves the mesh because a file is missing.
 		if o := objects.Pods[name]; o != nil && discovery.Local(o, m.cfg.Node) && decided(objects, o) {
-			p.workload, p.probes = discovery.Workload(objects, o, m.cfg.Node), kubelet.Ports(&o.Spec)
+			m.redescribe(p, discovery.Workload(objects, o, m.cfg.Node))
+			p.probes = kubelet.Ports(&o.Spec)
 		}
 		p.workload.Addrs = p.addrs()
 		if len(p.workload.Addrs) == 0 {

@@ -10,6 +10,7 @@ import (
 	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/node"
 	"conduit.io/conduit/api/podapi"
+	"conduit.io/conduit/mesh"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -78,4 +79,12 @@ func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
 // "default" may lack.
 func decided(o *manifest.Objects, p *corev1.Pod) bool {
 	return kube.Says(p).Mesh != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
+}
+
+// redescribe has p be what w says. What an enrolled pod does from now on with plaintext, and without a proxy, is told.
+func (m *Manager) redescribe(p *pod, w mesh.Workload) {
+	if was := p.workload; p.enrolled && w.Meshed && (was.Mode != w.Mode || was.Down != w.Down) {
+		m.cfg.Log.Info("pod has other settings", "pod", p.name().String(), "mode", w.Mode, "agent_down", w.Down, "mode_before", was.Mode, "agent_down_before", was.Down)
+	}
+	p.workload = w
 }

@@ -75,3 +75,46 @@ func startOne(t *testing.T, dir, kind string) (pid int) {
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	return pid
 }
+
+// levels takes down at which level a message was logged.
+type levels struct {
+	slog.Handler
+	of  string
+	got chan slog.Level
+}
+
+func (l *levels) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *levels) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == l.of {
+		select {
+		case l.got <- r.Level:
+		default:
+		}
+	}
+	return nil
+}
+
+// A proxy that starts together with the agent is not there at once, which is no error; one that does not come is.
+func TestProxyThatStartsIsNoError(t *testing.T) {
+	l := &levels{Handler: slog.DiscardHandler, of: "proxy not ready", got: make(chan slog.Level, 100)}
+	s := New(Config{RunDir: t.TempDir(), Log: slog.New(l)})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { s.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	for i := range starting + 1 {
+		want := slog.LevelInfo
+		if i >= starting {
+			want = slog.LevelError
+		}
+		select {
+		case got := <-l.got:
+			if got != want {
+				t.Errorf("try %d is logged as %v, want %v", i, got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the supervisor does not try again")
+		}
+	}
+}

@@ -33,6 +33,8 @@ const (
 	// patience is how many times in a row a proxy may fail to answer before it is killed: its pods' connections hang
 	// meanwhile, and a new proxy serves them at once.
 	patience = 3
+	// starting is how many tries find no proxy where it starts together with the agent: the first half second.
+	starting = 4
 	// settled is how long a proxy must have been ready for earlier failures to be forgotten.
 	settled = 5 * time.Second
 	// endNoticed is how long after its socket the end of a proxy is heard of.
@@ -155,7 +157,11 @@ func (s *Supervisor) Run(ctx context.Context) {
 		failures++
 		if err != nil {
 			s.set(Waiting, err)
-			s.cfg.Log.Error("proxy not ready", "error", err, "retry_in", wait)
+			level := slog.LevelError
+			if failures <= starting {
+				level = slog.LevelInfo
+			}
+			s.cfg.Log.Log(ctx, level, "proxy not ready", "error", err, "retry_in", wait)
 		}
 		select {
 		case <-ctx.Done():
