@@ -59,7 +59,7 @@ ESCAPES   := Steering|NothingEscapes|WireEncrypted
 SCENARIOS := $(ESCAPES)|MeshPort|Death|EnrolWhileTalking|ModeChangesApply|Bulk|Ends|StoppedReader|BrokenApplications|Programs
 ON_CLUSTER = CONDUIT_CLUSTER_TEST=1 CONDUIT_GROUND=cluster $(GO) test -count=1 -timeout 60m -v
 
-e2e: ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; 12 min, see cluster)
+e2e: ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; 13 min, see cluster)
 	$(ON_CLUSTER) ./tests/e2e/...
 	$(ON_CLUSTER) -run '^Test($(ESCAPES))$$' ./tests/netns
 	E2E_CNI=ptp E2E_PROXY=nftables $(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
