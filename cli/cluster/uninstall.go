@@ -95,9 +95,15 @@ func (c *Cluster) removeAll(ctx context.Context, objects []*unstructured.Unstruc
 
 // removeKept removes what the controller keeps for itself, for a Namespace that stays: the issuer that it made, and the Lease.
 func (c *Cluster) removeKept(ctx context.Context) error {
-	err := c.Client.CoreV1().Secrets(deploy.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: deploy.PartOf})
+	const made = "app.kubernetes.io/part-of=conduit,app.kubernetes.io/managed-by=conduit-controller" // by controllers of before the mark, too
+	core := c.Client.CoreV1()
+	err := core.Secrets(deploy.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: made})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return explain("remove the issuer", err)
+	}
+	err = core.ConfigMaps(deploy.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: made})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return explain("remove the trust bundle", err)
 	}
 	err = c.Client.CoordinationV1().Leases(deploy.Namespace).Delete(ctx, deploy.Controller, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
