@@ -162,7 +162,7 @@ func (c *Cluster) others(ctx context.Context, namespace string) (names []string,
 
 // echoes are resources that tell of others, and are nobody's property.
 var echoes = map[schema.GroupResource]bool{
-	{Resource: "events"}: true, {Group: "events.k8s.io", Resource: "events"}: true, {Group: "metrics.k8s.io", Resource: "pods"}: true,
+	{Resource: "endpoints"}: true, {Resource: "events"}: true, {Group: "events.k8s.io", Resource: "events"}: true, {Group: "metrics.k8s.io", Resource: "pods"}: true,
 }
 
 // everywhere reports whether Kubernetes makes the object in every namespace.
