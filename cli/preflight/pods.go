@@ -39,32 +39,38 @@ func aboutPods(ctx context.Context, c *cluster.Cluster) Category {
 		return Category{name, []Check{unseen(d, err, "kubectl get meshpolicy "+v1alpha1.MeshPolicyName+" -o yaml")}}
 	}
 	p.namespaces, p.pods = namespaces.Items, pods.Items
-	return Category{name, []Check{p.meshed(), p.spelling(), p.leftOver(ctx, c)}}
+	return Category{name, []Check{p.meshed(), p.spelling(), p.leftOver(ctx, c), p.filters(ctx, c)}}
+}
+
+// toBeMeshed are the running pods that are to be in the mesh by what they and their namespaces say.
+func (p *population) toBeMeshed() (pods []*corev1.Pod) {
+	says := map[string]kube.Said{}
+	for i := range p.namespaces {
+		says[p.namespaces[i].Name] = kube.Says(&p.namespaces[i])
+	}
+	for i := range p.pods {
+		pod := &p.pods[i]
+		if pod.Status.Phase == corev1.PodRunning && !pod.Spec.HostNetwork && kube.Settle(kube.Says(pod), says[pod.Namespace], nil).Meshed {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
 }
 
 // meshed is about what the kernel is seen to do with the pods that are to be in the mesh.
 func (p *population) meshed() Check {
 	const d = "every pod of the mesh is enrolled"
-	says := map[string]kube.Said{}
-	for i := range p.namespaces {
-		says[p.namespaces[i].Name] = kube.Says(&p.namespaces[i])
-	}
-	labelled, bad := 0, []string(nil)
-	for i := range p.pods {
-		pod := &p.pods[i]
-		if pod.Status.Phase != corev1.PodRunning || pod.Spec.HostNetwork || !kube.Settle(kube.Says(pod), says[pod.Namespace], nil).Meshed {
-			continue
-		}
-		labelled++
+	labelled, bad := p.toBeMeshed(), []string(nil)
+	for _, pod := range labelled {
 		if why := outside(pod); why != "" {
 			bad = append(bad, pod.Namespace+"/"+pod.Name+" ("+why+")")
 		}
 	}
 	switch {
 	case p.policy.Enrolment == v1alpha1.EnrolmentNone:
-		return failed(d, fmt.Sprintf("none of %d is, whatever labels say: %s", labelled, p.policy.None()), p.policy.Undo())
+		return failed(d, fmt.Sprintf("none of %d is, whatever labels say: %s", len(labelled), p.policy.None()), p.policy.Undo())
 	case len(bad) == 0:
-		return passed(fmt.Sprintf("%s (%d)", d, labelled))
+		return passed(fmt.Sprintf("%s (%d)", d, len(labelled)))
 	}
 	return failed(d, some(bad, ", "), "kubectl -n NAMESPACE describe pod NAME")
 }
