@@ -16,6 +16,7 @@ import (
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/api/podapi"
 	"conduit.io/conduit/loader"
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // inside runs f in a pod's network namespace: sockets stay where they were made.
@@ -36,20 +37,10 @@ func (w *world) echo() {
 	w.t.Helper()
 	var l net.Listener
 	w.inside("b", func() (err error) { l, err = net.Listen("tcp", ":9100"); return err })
-	w.t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				fmt.Fprintln(c, "hello")
-				_, _ = io.Copy(c, c) // until the client goes
-			}()
-		}
-	}()
+	tcptest.ServeOn(w.t, l, func(c net.Conn) {
+		fmt.Fprintln(c, "hello")
+		_, _ = io.Copy(c, c) // until the client goes
+	})
 }
 
 // line is a connection of pod a's to echo.

@@ -358,7 +358,9 @@ func testReports(t *testing.T, s *site, follower *replica, token string, web *co
 	s.eventually("what is misspelt is told", func() bool {
 		events, err := s.client.CoreV1().Events("conduit").List(t.Context(), metav1.ListOptions{})
 		s.must(events, err)
-		return slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == "MisspeltForMesh" && e.InvolvedObject.Kind == "Namespace" })
+		return slices.ContainsFunc(events.Items, func(e corev1.Event) bool {
+			return e.Reason == "MisspeltForMesh" && e.InvolvedObject.Kind == "Namespace"
+		})
 	})
 	s.eventually("there is an Event", func() bool {
 		events, err := s.client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})

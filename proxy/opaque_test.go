@@ -14,26 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"conduit.io/conduit/tests/tcptest"
+
 	"golang.org/x/net/http2"
 )
 
 // serveTCP runs f for every connection.
 func serveTCP(t *testing.T, f func(c *net.TCPConn)) string {
 	t.Helper()
-	l := listen(t)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				f(c.(*net.TCPConn))
-			}()
-		}
-	}()
-	return l.Addr().String()
+	return tcptest.Serve(t, func(c net.Conn) { f(c.(*net.TCPConn)) })
 }
 
 func dial(t *testing.T, addr string) *net.TCPConn {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"conduit.io/conduit/tests/tcptest"
 )
 
 // process is a role running in this test, spoken to as the demo does.
@@ -169,27 +171,13 @@ func TestFailureIsCounted(t *testing.T) {
 
 // TestWrongAnswer: an answer meant for another request is a failure.
 func TestWrongAnswer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				fmt.Fprint(c, "+CACHE b\n")
-				for sc := bufio.NewScanner(c); sc.Scan(); {
-					fmt.Fprint(c, "+OK\n")
-				}
-			}()
+	addr := tcptest.Serve(t, func(c net.Conn) {
+		fmt.Fprint(c, "+CACHE b\n")
+		for sc := bufio.NewScanner(c); sc.Scan(); {
+			fmt.Fprint(c, "+OK\n")
 		}
-	}()
-	c := &caller{role: Cache, addr: l.Addr().String(), node: "a", tally: newTally()}
+	})
+	c := &caller{role: Cache, addr: addr, node: "a", tally: newTally()}
 	if err := c.cache(t.Context(), 7); err == nil || !strings.Contains(err.Error(), `want "value-7"`) {
 		t.Errorf("want a complaint about the value, got %v", err)
 	}

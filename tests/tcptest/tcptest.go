@@ -15,6 +15,13 @@ func Serve(t testing.TB, f func(net.Conn)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ServeOn(t, l, f)
+	return l.Addr().String()
+}
+
+// ServeOn is Serve on a listener of the test's own, which it closes.
+func ServeOn(t testing.TB, l net.Listener, f func(net.Conn)) {
+	t.Helper()
 	var mu sync.Mutex
 	open := map[net.Conn]bool{}
 	var wg sync.WaitGroup
@@ -45,5 +52,4 @@ func Serve(t testing.TB, f func(net.Conn)) string {
 		mu.Unlock()
 		wg.Wait()
 	})
-	return l.Addr().String()
 }
