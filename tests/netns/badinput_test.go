@@ -34,7 +34,7 @@ func TestBadInput(t *testing.T) {
 	witness(t, server, regionWitness, false, "tcp")
 	p := pair{client, server}
 	held := p.hold(t)
-	before, agent, proxy := footprintOf(t, node), node.AgentPID(), proxyPID(t, node)
+	before, agent, proxy := steadyFootprint(t, node), node.AgentPID(), proxyPID(t, node)
 	unharmed := func(t *testing.T) {
 		t.Helper()
 		if err := errors.Join(p.askOn(held, "unharmed"), p.ask(t.Context(), lab.IPv4, "unharmed")); err != nil {

@@ -157,7 +157,7 @@ func (r *region) killAgents(t *testing.T) {
 func agentKilledUnderLoad(t *testing.T, r *region) {
 	g, one, _ := r.lab()
 	r.namespace(t, "later", nil, nil)
-	clean := footprintOf(t, one)
+	clean := steadyFootprint(t, one)
 	clean.agentFDs += 5  // another process
 	clean.proxyFDs += 50 // connections to other proxies, which stay for a while
 	later := g.Pod(one, "later", "pod", lab.PodOptions{})
