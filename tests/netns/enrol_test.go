@@ -81,6 +81,34 @@ func (r *running) enrol(t *testing.T, yes bool) {
 		}
 		return nil
 	})
+	if yes {
+		r.wantKnown(t)
+	}
+}
+
+// wantKnown waits until every member is known to the others: in a cluster the controller tells the agents of other nodes, and until then
+// a proxy takes it for a pod outside the mesh, and goes there with a port of its own.
+func (r *running) wantKnown(t *testing.T) {
+	t.Helper()
+	for _, pair := range r.pairs() {
+		if !r.member(pair[0]) || !r.member(pair[1]) {
+			continue
+		}
+		for _, ip := range pair[1].Addrs() {
+			testnet.Eventually(t, 15*time.Second, func(context.Context) error {
+				s, local, err := dialPod(pair[0], ip)
+				if err != nil {
+					return err
+				}
+				defer s.Close()
+				saw, err := s.ask("known", false)
+				if err == nil && saw.accepted != local {
+					err = fmt.Errorf("%s does not know yet that %s is in the mesh: the server saw %s, want %s", pair[0], pair[1], saw.accepted, local)
+				}
+				return err
+			})
+		}
+	}
 }
 
 // talk is a connection that exchanges tokens all the time, until it is ended.
