@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -33,6 +34,7 @@ type Env struct {
 	Args   []string // without the program's name
 	Stdout io.Writer
 	Stderr io.Writer
+	Getenv func(string) string // nil: there is nothing
 }
 
 // config is what the flags say.
@@ -44,6 +46,7 @@ type config struct {
 	cgroup      string
 	caDir       string
 	controller  string
+	controlAt   string // host:port of the controller's Service, which needs no DNS; empty: not known
 	kubeconfig  string
 	tokenFile   string
 	rootsFile   string
@@ -74,6 +77,22 @@ the next agent with the same --run-dir and --bpffs takes over.
 Flags:
 `
 
+// defaultController is the controller's Service by its name in the cluster's DNS.
+const defaultController = "https://conduit-controller.conduit.svc:8085"
+
+// serviceAddress is the address of that Service as kubelets tell it to pods of its namespace that start after it. DNS may be among what
+// waits for agents.
+func serviceAddress(getenv func(string) string) string {
+	if getenv == nil {
+		return ""
+	}
+	host, port := getenv("CONDUIT_CONTROLLER_SERVICE_HOST"), getenv("CONDUIT_CONTROLLER_SERVICE_PORT")
+	if host == "" || port == "" {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
+}
+
 // parse reads the flags. ok is false when the process should exit with code.
 func parse(env Env) (c config, code int, ok bool) {
 	fs := flag.NewFlagSet("conduit-agent", flag.ContinueOnError)
@@ -84,7 +103,7 @@ func parse(env Env) (c config, code int, ok bool) {
 	fs.StringVar(&c.bpffs, "bpffs", "/sys/fs/bpf/conduit", "`DIR` on a bpffs for pinned programs and maps")
 	fs.StringVar(&c.cgroup, "cgroup", "", "cgroup2 `DIR` whose processes are steered (default the mount point of cgroup2)")
 	fs.StringVar(&c.caDir, "ca-dir", "", "`DIR` of the certificate authority (default RUN-DIR/ca); agents that share it trust each other")
-	fs.StringVar(&c.controller, "controller", "https://conduit-controller.conduit.svc:8085", "`URL` of the controller's API; on Kubernetes")
+	fs.StringVar(&c.controller, "controller", defaultController, "`URL` of the controller's API; on Kubernetes")
 	fs.StringVar(&c.tokenFile, "token-file", "/var/run/secrets/conduit/token", "`FILE` with a ServiceAccount token of audience \"conduit\"; on Kubernetes")
 	fs.StringVar(&c.rootsFile, "roots-file", "/var/run/conduit/roots/ca.crt", "`FILE` with the trust bundle to know the controller by; on Kubernetes")
 	fs.StringVar(&c.kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the API server (default: as a pod does); on Kubernetes")
@@ -110,6 +129,9 @@ func parse(env Env) (c config, code int, ok bool) {
 	}
 	if err == nil && !c.version {
 		err = c.complete()
+	}
+	if c.controller == defaultController {
+		c.controlAt = serviceAddress(env.Getenv)
 	}
 	if err != nil {
 		fmt.Fprintf(env.Stderr, "conduit-agent: %v\nRun 'conduit-agent --help' for usage.\n", err)

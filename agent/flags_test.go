@@ -49,6 +49,26 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// The Service's own address is another way to the controller, and none to one that was named.
+func TestControllersAddress(t *testing.T) {
+	env := map[string]string{"CONDUIT_CONTROLLER_SERVICE_HOST": "fd00::7", "CONDUIT_CONTROLLER_SERVICE_PORT": "8085"}
+	getenv := func(key string) string { return env[key] }
+	for _, tt := range []struct {
+		args   []string
+		getenv func(string) string
+		want   string
+	}{
+		{nil, getenv, "[fd00::7]:8085"},
+		{nil, nil, ""},
+		{nil, func(string) string { return "" }, ""},
+		{[]string{"--controller", "https://elsewhere:8085"}, getenv, ""},
+	} {
+		if c, _, ok := parse(Env{Args: tt.args, Getenv: tt.getenv}); !ok || c.controlAt != tt.want {
+			t.Errorf("%v: %q, want %q", tt.args, c.controlAt, tt.want)
+		}
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	c, code, ok := parse(Env{Args: []string{"--standalone", "--manifests", "m", "--run-dir", "/run/x"}})
 	if !ok || code != 0 {

@@ -82,7 +82,7 @@ func openCluster(c config, log *slog.Logger) (*surroundings, error) {
 		return nil, err
 	}
 	issuer := remote.New(remote.Config{
-		URL: c.controller, TokenFile: c.tokenFile, RootsFile: c.rootsFile, Controller: controllerIdentity(c.trustDomain), Log: log,
+		URL: c.controller, Address: c.controlAt, TokenFile: c.tokenFile, RootsFile: c.rootsFile, Controller: controllerIdentity(c.trustDomain), Log: log,
 	})
 	at := controlplane.Config{URL: c.controller, Client: issuer.HTTPClient(), Node: c.node, Log: log}
 	return &surroundings{name: cfg.Host, objects: objects, issuer: issuer, directory: controlplane.New(at), controller: at}, nil

@@ -13,5 +13,5 @@ import (
 func init() { runtime.LockOSThread() }
 
 func main() {
-	os.Exit(agent.Main(agent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}))
+	os.Exit(agent.Main(agent.Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv}))
 }

@@ -38,6 +38,7 @@ const (
 // Config says where the controller is, and by what both sides prove themselves.
 type Config struct {
 	URL        string        // https://HOST:PORT
+	Address    string        // host:port where the controller is, too, for when its name leads nowhere; empty: not known
 	TokenFile  string        // a projected ServiceAccount token; read again for each request, for the kubelet renews it
 	RootsFile  string        // PEM: the bundle to begin with, kept up to date by the kubelet; read again for each connection
 	Controller mesh.Identity // who must answer; its trust domain is that of the mesh

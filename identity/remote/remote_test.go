@@ -202,6 +202,32 @@ func TestTokenIsReadForEachRequest(t *testing.T) {
 	}
 }
 
+// TestAddress: where the controller's name leads nowhere, as where the cluster's DNS waits for agents, its address does; and what answers there
+// is asked who it is.
+func TestAddress(t *testing.T) {
+	c := &controller{}
+	s := newSigner(t)
+	c.set(s, s)
+	url, _ := serve(t, c, "127.0.0.1:0", controllerID)
+	pod, _ := serve(t, c, "127.0.0.1:0", web)
+	const nowhere = "https://controller.invalid:8085"
+	for _, tt := range []struct{ name, url, address, says string }{
+		{"the name alone", nowhere, "", "controller.invalid"},
+		{"and an address", nowhere, strings.TrimPrefix(url, "https://"), ""},
+		{"a name that leads there", url, "127.0.0.1:1", ""},
+		{"neither", nowhere, "127.0.0.1:1", "127.0.0.1:1"},
+		{"somebody else at the address", nowhere, strings.TrimPrefix(pod, "https://"), "and not " + controllerID.String()},
+	} {
+		_, dir := agentOf(t, url, s)
+		i := New(Config{URL: tt.url, Address: tt.address, TokenFile: filepath.Join(dir, "token"), RootsFile: filepath.Join(dir, "roots"), Controller: controllerID})
+		err := i.Certify(t.Context(), []mesh.Identity{web}).Issued[0].Err
+		i.HTTPClient().CloseIdleConnections()
+		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.says)
+		}
+	}
+}
+
 // TestImpostors: a server that is not the controller gets no token, whatever it is.
 func TestImpostors(t *testing.T) {
 	ours, theirs := newSigner(t), newSigner(t)

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -23,6 +24,8 @@ const (
 	pingAfter   = 15 * time.Second
 	pingWait    = 10 * time.Second
 	dialTimeout = 5 * time.Second
+	// nameFirst is how long the controller's name is tried, where there is another way to it.
+	nameFirst = 2 * time.Second
 )
 
 // transport speaks HTTP/2 with the controller alone: it proves the caller by the token as its file has it at that time, and
@@ -35,7 +38,7 @@ type transport struct {
 // newTransport makes one. trusted is asked at every handshake.
 func newTransport(cfg *Config, trusted func() *x509.CertPool) *transport {
 	return &transport{tokenFile: cfg.TokenFile, http: &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		DialContext:         dial(cfg.Address),
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     5 * time.Minute,
@@ -51,6 +54,28 @@ func newTransport(cfg *Config, trusted func() *x509.CertPool) *transport {
 			},
 		},
 	}}
+}
+
+// dial connects by the name, and where that brings nothing, to address, unless it is empty. Who has answered is found out by the
+// certificate, whichever way it was.
+func dial(address string) func(ctx context.Context, network, name string) (net.Conn, error) {
+	d := &net.Dialer{Timeout: dialTimeout}
+	if address == "" {
+		return d.DialContext
+	}
+	return func(ctx context.Context, network, name string) (net.Conn, error) {
+		early, cancel := context.WithTimeout(ctx, nameFirst)
+		defer cancel()
+		conn, err := d.DialContext(early, network, name)
+		if err == nil || ctx.Err() != nil {
+			return conn, err
+		}
+		conn, other := d.DialContext(ctx, network, address)
+		if other != nil {
+			return nil, errors.Join(err, other)
+		}
+		return conn, nil
+	}
 }
 
 // verify checks that certs are a chain of id's.
