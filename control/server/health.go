@@ -11,7 +11,17 @@ import (
 )
 
 // healthName is the service of the gRPC Health Checking Protocol.
-const healthName = "grpc.health.v1.Health"
+const (
+	healthName  = "grpc.health.v1.Health"
+	healthCheck = "/" + healthName + "/Check"
+	healthWatch = "/" + healthName + "/Watch"
+)
+
+// The procedures of gRPC server reflection.
+const (
+	reflection      = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+	reflectionAlpha = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+)
 
 // healthEvery is how often a watcher's answer is looked at again.
 const healthEvery = time.Second
@@ -26,10 +36,10 @@ func newHealth(names []string, ready func() error, draining <-chan struct{}) *he
 	return &health{names: names, ready: ready, draining: draining}
 }
 
-func (h *health) register(mux *http.ServeMux) {
+func (h *health) register(serve func(path string, h http.Handler), options connect.HandlerOption) {
 	limit := connect.WithReadMaxBytes(maxPublic)
-	mux.Handle("/"+healthName+"/Check", connect.NewUnaryHandlerSimple("/"+healthName+"/Check", h.check, limit))
-	mux.Handle("/"+healthName+"/Watch", connect.NewServerStreamHandlerSimple("/"+healthName+"/Watch", h.watch, limit))
+	serve(healthCheck, connect.NewUnaryHandlerSimple(healthCheck, h.check, limit, options))
+	serve(healthWatch, connect.NewServerStreamHandlerSimple(healthWatch, h.watch, limit, options))
 }
 
 func (h *health) status(service string) grpc_health_v1.HealthCheckResponse_ServingStatus {

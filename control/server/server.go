@@ -69,14 +69,16 @@ func New(cfg Config) (*Server, error) {
 		nodev1connect.NodeServiceReportProcedure:             access.AgentsOnly,
 		identityv1connect.IdentityServiceWatchRootsProcedure: access.AgentsToo,
 		discoveryv1connect.DiscoveryServiceWatchProcedure:    access.AgentsToo,
+		healthCheck: access.Public, healthWatch: access.Public, reflection: access.Public, reflectionAlpha: access.Public,
 	}}
-	options := connect.WithHandlerOptions(connect.WithInterceptors(counter{s}), connect.WithRecover(s.recovered),
+	counted := connect.WithInterceptors(counter{s})
+	options := connect.WithHandlerOptions(counted, connect.WithRecover(s.recovered),
 		connect.WithCompressMinBytes(1<<10), connect.WithCompression("gzip", newGunzip, newGzip),
 		connect.WithConditionalHandlerOptions(func(spec connect.Spec) []connect.HandlerOption {
 			return []connect.HandlerOption{connect.WithReadMaxBytes(readMax(spec.Procedure))}
 		}))
 	mux := http.NewServeMux()
-	serve := func(path string, h http.Handler) { mux.Handle(path, s.known(gate.Handler(s.bounded(h)))) }
+	serve := func(path string, h http.Handler) { mux.Handle(path, s.known(gate.Handler(s.bounded(s.understood(h))))) }
 	serve(discoveryv1connect.NewDiscoveryServiceHandler(cfg.Discovery, options))
 	serve(identityv1connect.NewIdentityServiceHandler(cfg.Identity, options))
 	path, nodes := nodev1connect.NewNodeServiceHandler(cfg.Nodes, options)
@@ -87,16 +89,17 @@ func New(cfg Config) (*Server, error) {
 	}))
 	names := []string{discoveryv1connect.DiscoveryServiceName, identityv1connect.IdentityServiceName, nodev1connect.NodeServiceName, healthName}
 	reflector := grpcreflect.NewStaticReflector(names...)
-	mux.Handle(grpcreflect.NewHandlerV1(reflector, connect.WithReadMaxBytes(maxPublic)))
-	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, connect.WithReadMaxBytes(maxPublic)))
-	newHealth(names, cfg.Ready, cfg.Drain).register(mux)
+	serve(grpcreflect.NewHandlerV1(reflector, connect.WithReadMaxBytes(maxPublic), counted))
+	serve(grpcreflect.NewHandlerV1Alpha(reflector, connect.WithReadMaxBytes(maxPublic), counted))
+	newHealth(names, cfg.Ready, cfg.Drain).register(serve, counted)
 	for _, p := range []string{discoveryv1connect.DiscoveryServiceWatchProcedure, discoveryv1connect.DiscoveryServiceLookupProcedure,
 		discoveryv1connect.DiscoveryServiceListServicesProcedure, discoveryv1connect.DiscoveryServiceListWorkloadsProcedure,
 		identityv1connect.IdentityServiceCertifyProcedure, identityv1connect.IdentityServiceGetRootsProcedure, identityv1connect.IdentityServiceWatchRootsProcedure,
-		nodev1connect.NodeServiceReportProcedure, nodev1connect.NodeServiceListNodesProcedure} {
+		nodev1connect.NodeServiceReportProcedure, nodev1connect.NodeServiceListNodesProcedure,
+		healthCheck, healthWatch, reflection, reflectionAlpha} {
 		s.codes[p] = &codes{}
 	}
-	s.handler = mux
+	s.handler = fromPages(mux)
 	return s, nil
 }
 

@@ -51,7 +51,8 @@ type IdentityServiceClient interface {
 	// Each request in it succeeds or fails by itself. The call fails as a whole with UNAUTHENTICATED or PERMISSION_DENIED for
 	// the caller's sake, with INVALID_ARGUMENT beyond the limits, and with UNAVAILABLE while there is no issuer.
 	Certify(context.Context, *identityv1.CertifyRequest) (*identityv1.CertifyResponse, error)
-	// WatchRoots sends the roots at once, and again whenever they change. Any authenticated caller may call it.
+	// WatchRoots sends the roots at once, and again whenever they change. Agents may call it, and who has the right that
+	// conduit.discovery.v1 speaks of.
 	WatchRoots(context.Context, *identityv1.WatchRootsRequest) (*connect.ServerStreamForClient[identityv1.WatchRootsResponse], error)
 	// GetRoots answers with the roots once. They are public: no token is needed.
 	GetRoots(context.Context, *identityv1.GetRootsRequest) (*identityv1.GetRootsResponse, error)
@@ -126,7 +127,8 @@ type IdentityServiceHandler interface {
 	// Each request in it succeeds or fails by itself. The call fails as a whole with UNAUTHENTICATED or PERMISSION_DENIED for
 	// the caller's sake, with INVALID_ARGUMENT beyond the limits, and with UNAVAILABLE while there is no issuer.
 	Certify(context.Context, *identityv1.CertifyRequest) (*identityv1.CertifyResponse, error)
-	// WatchRoots sends the roots at once, and again whenever they change. Any authenticated caller may call it.
+	// WatchRoots sends the roots at once, and again whenever they change. Agents may call it, and who has the right that
+	// conduit.discovery.v1 speaks of.
 	WatchRoots(context.Context, *identityv1.WatchRootsRequest, *connect.ServerStream[identityv1.WatchRootsResponse]) error
 	// GetRoots answers with the roots once. They are public: no token is needed.
 	GetRoots(context.Context, *identityv1.GetRootsRequest) (*identityv1.GetRootsResponse, error)

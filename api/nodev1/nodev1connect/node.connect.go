@@ -43,7 +43,7 @@ const (
 // NodeServiceClient is a client for the conduit.node.v1.NodeService service.
 type NodeServiceClient interface {
 	// Report keeps the controller up to date for as long as the stream lasts. The first message is full. The agent then sends what
-	// changes, and at least one message every 15 s, so that a silent one is known to be lost after 45 s. It needs HTTP/2.
+	// changes, and at least one message every 15 s: a silent one is STATE_SILENT then, and its stream is ended after 45 s. It needs HTTP/2.
 	//
 	// The stream ends with UNAVAILABLE when the leader changes or drains: connect again, after a random wait of up to a second.
 	Report(context.Context) (*connect.BidiStreamForClientSimple[nodev1.ReportRequest, nodev1.ReportResponse], error)
@@ -101,7 +101,7 @@ func (c *nodeServiceClient) ListNodes(ctx context.Context, req *nodev1.ListNodes
 // NodeServiceHandler is an implementation of the conduit.node.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Report keeps the controller up to date for as long as the stream lasts. The first message is full. The agent then sends what
-	// changes, and at least one message every 15 s, so that a silent one is known to be lost after 45 s. It needs HTTP/2.
+	// changes, and at least one message every 15 s: a silent one is STATE_SILENT then, and its stream is ended after 45 s. It needs HTTP/2.
 	//
 	// The stream ends with UNAVAILABLE when the leader changes or drains: connect again, after a random wait of up to a second.
 	Report(context.Context, *connect.BidiStream[nodev1.ReportRequest, nodev1.ReportResponse]) error
