@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"time"
 
 	"conduit.io/conduit/agent/controlplane"
@@ -11,6 +12,7 @@ import (
 	"conduit.io/conduit/agent/proxylink"
 	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/identity"
 	"conduit.io/conduit/mesh"
 
 	"golang.org/x/sys/unix"
@@ -54,13 +56,28 @@ func (o *observer) agent(ctx context.Context) *nodev1.AgentState {
 	if l := o.manager.Link(); l != nil {
 		a.Proxy.Up, a.Proxy.Version = true, l.Hello().Build
 	}
-	if end := o.manager.Summary().Certificates.Expiry; !end.IsZero() {
-		a.CertificatesExpireAt = timestamppb.New(end)
+	certificates := o.manager.Summary().Certificates
+	if !certificates.Expiry.IsZero() {
+		a.CertificatesExpireAt = timestamppb.New(certificates.Expiry)
 	}
 	if reason, err := o.ready.check(ctx); err != nil {
 		a.Ready, a.Reason, a.Message = false, reason, err.Error()
+	} else {
+		a.Reason, a.Message = overdue(certificates, time.Now())
 	}
 	return a
+}
+
+// overdueWithin is how long before the end of a certificate it is an alarm that there is none to follow it: they are renewed when a third
+// of their life is left.
+const overdueWithin = identity.LeafLife / 4
+
+// overdue says that certificates are not renewed, and will soon have ended; empty: it is not so.
+func overdue(c identity.Summary, now time.Time) (reason, message string) {
+	if c.Fault == nil || c.Expiry.Sub(now) > overdueWithin {
+		return "", ""
+	}
+	return "CertificatesNotRenewed", fmt.Sprintf("the first certificate ends at %s, and is not renewed: %v", c.Expiry.UTC().Format(time.RFC3339), c.Fault)
 }
 
 // pods are those that have been wired, as the kernel has them, and those that are to be and cannot.

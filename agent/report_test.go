@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"conduit.io/conduit/agent/manifest"
 	"conduit.io/conduit/api/kube"
 	"conduit.io/conduit/api/nodev1"
+	"conduit.io/conduit/identity"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +33,28 @@ func TestPodState(t *testing.T) {
 	} {
 		if got := podState(&tc.status).Enrolment; got != tc.want {
 			t.Errorf("%+v is %v, want %v", tc.status, got, tc.want)
+		}
+	}
+}
+
+// Certificates that are not renewed are an alarm before they end, and not when it was the first try that failed.
+func TestCertificatesThatAreNotRenewed(t *testing.T) {
+	now, fault := time.Now(), errors.New("there is no issuer yet")
+	for _, tc := range []struct {
+		name  string
+		c     identity.Summary
+		alarm bool
+	}{
+		{"none", identity.Summary{}, false},
+		{"fresh", identity.Summary{Expiry: now.Add(identity.LeafLife)}, false},
+		{"time to renew it, and no luck yet", identity.Summary{Expiry: now.Add(identity.LeafLife / 3), Fault: fault}, false},
+		{"no luck for hours", identity.Summary{Expiry: now.Add(identity.LeafLife / 5), Fault: fault}, true},
+		{"over", identity.Summary{Expiry: now.Add(-time.Minute), Fault: fault}, true},
+		{"as short as its issuer's", identity.Summary{Expiry: now.Add(time.Hour)}, false},
+	} {
+		reason, message := overdue(tc.c, now)
+		if (reason == "CertificatesNotRenewed") != tc.alarm || tc.alarm != strings.Contains(message, fault.Error()) {
+			t.Errorf("%s: %q, %q", tc.name, reason, message)
 		}
 	}
 }

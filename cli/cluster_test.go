@@ -176,7 +176,7 @@ func TestCluster(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{{"before", s.before}, {"without", s.unmeshable}, {"install", s.install}, {"rights", s.rights}, {"stuck", s.stuck}, {"upgrade", s.upgrade}, {"older", s.older}, {"words", s.words}, {"mesh", s.mesh}, {"interrupted", s.interrupted},
-		{"check", s.check}, {"filters", s.filters}, {"misspelt", s.misspelt}, {"limited", s.limited}, {"nobody", s.nobody}, {"targets", s.targets}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
+		{"check", s.check}, {"certificates", s.certificates}, {"filters", s.filters}, {"misspelt", s.misspelt}, {"limited", s.limited}, {"nobody", s.nobody}, {"targets", s.targets}, {"fix", s.fix}, {"uninstall", s.uninstall}, {"foreign", s.foreign}} {
 		if !t.Run(step.name, func(t *testing.T) {
 			outer := s.t
 			s.t = t

@@ -170,6 +170,7 @@ func (k *Keeper) Leaves() []*Leaf {
 type Summary struct {
 	Held, Missing int       // wanted identities with a valid leaf, and without
 	Expiry        time.Time // of the wanted leaf that ends first, valid or not; zero when there is none
+	Fault         error     // why that one was not replaced when it was time; nil: nothing is wrong with it
 	Failures      uint64    // attempts that brought no leaf
 }
 
@@ -188,7 +189,7 @@ func (k *Keeper) Summary() Summary {
 			s.Missing++
 		}
 		if v.leaf != nil && (s.Expiry.IsZero() || v.leaf.NotAfter.Before(s.Expiry)) {
-			s.Expiry = v.leaf.NotAfter
+			s.Expiry, s.Fault = v.leaf.NotAfter, v.fault
 		}
 	}
 	return s

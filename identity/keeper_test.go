@@ -189,6 +189,9 @@ func TestKeeperRetriesAndKeepsTheOldLeaf(t *testing.T) {
 		if pause := tries[1].Sub(tries[0]); pause != retryFirst || len(faults) != 0 {
 			t.Errorf("second try after %v, want %v; the same failure was told %d times more", pause, retryFirst, len(faults))
 		}
+		if s := k.Summary(); s.Held != 1 || s.Fault == nil {
+			t.Errorf("while it cannot be renewed: %+v", s)
+		}
 		if n := len(tries); n > 20 || k.Leaves()[0] != old || !k.Holds(web) {
 			t.Errorf("%d tries in an hour (want growing pauses); holds the old leaf: %v", n, k.Leaves()[0] == old)
 		}
@@ -196,7 +199,7 @@ func TestKeeperRetriesAndKeepsTheOldLeaf(t *testing.T) {
 		if k.Holds(web) || k.Leaves()[0] != old {
 			t.Error("an expired leaf is not valid, but stays until it is replaced")
 		}
-		if s := k.Summary(); s.Held != 0 || s.Missing != 1 || !s.Expiry.Equal(old.NotAfter) || s.Failures < 20 {
+		if s := k.Summary(); s.Held != 0 || s.Missing != 1 || !s.Expiry.Equal(old.NotAfter) || s.Failures < 20 || s.Fault == nil {
 			t.Errorf("%+v", s)
 		}
 		f.setFail(false)
@@ -204,6 +207,9 @@ func TestKeeperRetriesAndKeepsTheOldLeaf(t *testing.T) {
 		<-batches
 		if k.Leaves()[0] == old || time.Since(began) > retryMissing {
 			t.Errorf("an expired leaf was replaced after %v; want %v at most", time.Since(began), retryMissing)
+		}
+		if s := k.Summary(); s.Fault != nil {
+			t.Errorf("when it is renewed: %+v", s)
 		}
 	})
 }

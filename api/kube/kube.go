@@ -33,6 +33,7 @@ const (
 
 	ConditionEnrolled = "conduit.io/Enrolled"        // of Pods: what the kernel was seen to do with its sockets
 	ConditionWired    = "conduit.io/Wired"           // of agents' Pods: what the agent says of its node
+	ReasonWired       = "Wired"                      // of that, where it is true and nothing is wrong
 	TaintNotReady     = "conduit.io/agent-not-ready" // of Nodes, NoSchedule: no agent has wired the node yet
 )
 

@@ -282,7 +282,8 @@ type AgentState struct {
 	// Whether the node is wired: programs attached, CNI plugin in place, proxy linked. The taint conduit.io/agent-not-ready is
 	// taken off when it becomes true.
 	Ready bool `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
-	// Why it is not ready: a word in CamelCase, and a sentence for people.
+	// Why it is not ready, or, where it is, what will go wrong unless somebody looks after it: a word in CamelCase, and a sentence
+	// for people.
 	Reason  string      `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message string      `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
 	Proxy   *ProxyState `protobuf:"bytes,7,opt,name=proxy,proto3" json:"proxy,omitempty"`

@@ -2,24 +2,17 @@ package preflight
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"slices"
-	"time"
 
 	"conduit.io/conduit/api/v1alpha1"
 	"conduit.io/conduit/cli/cluster"
 	"conduit.io/conduit/deploy"
 	"conduit.io/conduit/mesh"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
-
-// soon is when an end of life is worth a warning.
-const soon = 14 * 24 * time.Hour
 
 // namedAtMost bounds the objects that a check names.
 const namedAtMost = 5
@@ -39,7 +32,7 @@ func Installed(ctx context.Context, c *cluster.Cluster) Report {
 	}
 	return report([]Category{api,
 		{"conduit-control-plane", slices.Concat([]Check{definitions(c), controller(ctx, c), installedVersion(ctx, c)}, complete(ctx, c), []Check{admitted(ctx, c)})},
-		{"conduit-identity", []Check{trustRoots(ctx, c), issuer(ctx, c)}},
+		aboutIdentity(ctx, c),
 		{"conduit-agents", []Check{agents(ctx, c)}},
 		onNodes(ctx, c),
 		aboutPods(ctx, c),
@@ -118,50 +111,6 @@ func installedVersion(ctx context.Context, c *cluster.Cluster) Check {
 		return warned(d, "this is "+mesh.Version()+", that is "+r.Version, "conduit upgrade --apply --wait")
 	}
 	return passed(d + " (" + r.Version + ")")
-}
-
-func trustRoots(ctx context.Context, c *cluster.Cluster) Check {
-	const d = "the trust bundle is published and valid"
-	cm, err := c.Client.CoreV1().ConfigMaps(deploy.Namespace).Get(ctx, "conduit-trust-roots", metav1.GetOptions{})
-	if err != nil {
-		return unseen(d, err, "kubectl -n "+deploy.Namespace+" logs deployment/"+deploy.Controller)
-	}
-	return validity(d, []byte(cm.Data["ca.crt"]), "see docs/identity.md, Rotation")
-}
-
-// issuer needs the right to read the Secret, which few have.
-func issuer(ctx context.Context, c *cluster.Cluster) Check {
-	const d = "the issuer is valid"
-	s, err := c.Client.CoreV1().Secrets(deploy.Namespace).Get(ctx, "conduit-issuer", metav1.GetOptions{})
-	switch {
-	case err != nil:
-		return unseen(d, err, "see docs/identity.md, The issuer")
-	}
-	return validity(d, s.Data[corev1.TLSCertKey], "put a new issuer into the Secret conduit-issuer: docs/identity.md, Rotation")
-}
-
-// validity is about the first end of the certificates.
-func validity(d string, data []byte, hint string) Check {
-	var end time.Time
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return failed(d, err.Error(), hint)
-		}
-		if end.IsZero() || cert.NotAfter.Before(end) {
-			end = cert.NotAfter
-		}
-	}
-	left := time.Until(end)
-	switch {
-	case end.IsZero():
-		return failed(d, "there is no certificate", hint)
-	case left <= 0:
-		return failed(d, "it has expired at "+end.UTC().Format(time.RFC3339), hint)
-	case left < soon:
-		return warned(d, "it expires at "+end.UTC().Format(time.RFC3339), hint)
-	}
-	return passed(d + " (until " + end.UTC().Format(time.DateOnly) + ")")
 }
 
 func agents(ctx context.Context, c *cluster.Cluster) Check {

@@ -47,6 +47,7 @@ func onNodes(ctx context.Context, c *cluster.Cluster) Category {
 			return lacking(agents[n.Name], "cni", func(s *corev1.ContainerStatus) bool { return s.Ready })
 		}),
 		ofEach("every agent says that its node is wired", nodes, logs+" -c agent", func(n *corev1.Node) string { return unwired(agents[n.Name]) }),
+		ofEach("every agent renews its node's certificates", nodes, logs+" -c agent; docs/identity.md, Alarms", func(n *corev1.Node) string { return overdue(agents[n.Name]) }),
 		clocks(ctx, c, nodes),
 		taints(ctx, c, agents),
 	}}

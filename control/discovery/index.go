@@ -315,6 +315,13 @@ func (x *Index) Runs(node, namespace, serviceAccount string) bool {
 	return false
 }
 
+// Node reports whether there is a node of that name.
+func (x *Index) Node(name string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.records[Nodes][Name{Name: name}] != nil
+}
+
 // Condition is conduit.io/Enrolled or conduit.io/Wired of a pod, without its times, zero for none, and the pod's node; none: there is
 // no such pod, or it is bound to no node.
 func (x *Index) Condition(namespace, name, uid string, kind corev1.PodConditionType) (c corev1.PodCondition, node string) {

@@ -20,7 +20,7 @@ const (
 	SeverityError   Severity = "error"
 )
 
-// Finding is one thing that was looked at, for people: what `conduit check` shows, and Events say.
+// Finding is one thing that was looked at, for people: Events say it.
 type Finding struct {
 	Severity Severity
 	Reason   string    // in CamelCase, as in Events; one per kind of finding

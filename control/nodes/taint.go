@@ -54,16 +54,3 @@ func (w *Writer) untaint(ctx context.Context, name string) error {
 	w.log.Info("node is wired: taint taken off", "node", name)
 	return nil
 }
-
-// forget drops a node that the API server does not have any more.
-func (w *Writer) forget(ctx context.Context, name string) error {
-	_, err := w.nodes.Nodes().Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"})
-	if apierrors.IsNotFound(err) {
-		w.r.Forget(name)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read the node: %w", err)
-	}
-	return nil
-}

@@ -29,6 +29,10 @@ func (w *Writer) tell(ctx context.Context, node string) error {
 	if n == nil || pod == (access.Pod{}) {
 		return nil
 	}
+	if n.State == nodev1.Node_STATE_AWAY && !w.known.Node(node) {
+		w.r.Forget(node)
+		return nil
+	}
 	if err := w.replaced(ctx, node, pod); err != nil {
 		return err
 	}
@@ -38,7 +42,7 @@ func (w *Writer) tell(ctx context.Context, node string) error {
 		return nil
 	}
 	if _, at := w.known.Condition(pod.Namespace, pod.Name, pod.UID, kube.ConditionWired); at == "" && !n.Connected {
-		return w.forget(ctx, node)
+		return nil // it went before its node
 	}
 	var s wish
 	switch n.State {
@@ -47,7 +51,7 @@ func (w *Writer) tell(ctx context.Context, node string) error {
 	case nodev1.Node_STATE_SILENT: // as it was, until it says something or its stream ends
 		return nil
 	case nodev1.Node_STATE_READY:
-		s = wired(pod, corev1.ConditionTrue, "Wired", "")
+		s = wired(pod, corev1.ConditionTrue, cmp.Or(n.Agent.GetReason(), kube.ReasonWired), n.Agent.GetMessage())
 	default:
 		s = wired(pod, corev1.ConditionFalse, cmp.Or(n.Agent.GetReason(), "NotReady"), n.Agent.GetMessage())
 	}
@@ -77,11 +81,14 @@ func (w *Writer) replaced(ctx context.Context, node string, pod access.Pod) erro
 	return nil
 }
 
-// wired is a wish about conduit.io/Wired. People are told when it was true.
+// wired is a wish about conduit.io/Wired. People are told when it was true, and when it is and something is wrong all the same.
 func wired(pod access.Pod, status corev1.ConditionStatus, reason, message string) wish {
 	return wish{pod: pod, kind: kube.ConditionWired,
 		want: corev1.PodCondition{Type: kube.ConditionWired, Status: status, Reason: reason, Message: message},
 		alarming: func(have corev1.PodCondition) bool {
-			return status != corev1.ConditionTrue && have.Status == corev1.ConditionTrue
+			if status == corev1.ConditionTrue {
+				return reason != kube.ReasonWired && reason != have.Reason
+			}
+			return have.Status == corev1.ConditionTrue
 		}}
 }

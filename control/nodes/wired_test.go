@@ -154,12 +154,21 @@ func TestWired(t *testing.T) {
 	a.events("agent-a PluginNotInPlace")
 	say(&nodev1.AgentState{Ready: true})
 	a.expect("the plugin is back", 0, corev1.ConditionTrue, "Wired")
+	for range 2 { // the second time it is no news
+		say(&nodev1.AgentState{Ready: true, Reason: "CertificatesNotRenewed", Message: "the first ends soon"})
+		if c := a.expect("something will go wrong", 0, corev1.ConditionTrue, "CertificatesNotRenewed"); c.Message != "the first ends soon" {
+			t.Errorf("the message is %q", c.Message)
+		}
+	}
+	a.events("agent-a PluginNotInPlace", "agent-a CertificatesNotRenewed")
+	say(&nodev1.AgentState{Ready: true})
+	a.expect("somebody has looked after it", 0, corev1.ConditionTrue, "Wired")
 
 	st.Close()
 	a.expect("the stream has ended", 0, corev1.ConditionTrue, "Wired")
 	a.now = a.now.Add(goneAfter)
 	a.expect("it does not come back", 0, corev1.ConditionUnknown, "AgentAway")
-	a.events("agent-a PluginNotInPlace", "agent-a AgentAway")
+	a.events("agent-a PluginNotInPlace", "agent-a CertificatesNotRenewed", "agent-a AgentAway")
 	a.w = a.writer() // another leads
 	st = a.stream(0, &nodev1.AgentState{Ready: true})
 	a.expect("back", 0, corev1.ConditionTrue, "Wired")
@@ -170,7 +179,7 @@ func TestWired(t *testing.T) {
 	st = a.stream(0, &nodev1.AgentState{Ready: true})
 	a.expect("it comes back", 0, corev1.ConditionTrue, "Wired")
 	a.expect("the other", 1, corev1.ConditionFalse, "Replaced")
-	a.events("agent-a PluginNotInPlace", "agent-a AgentAway")
+	a.events("agent-a PluginNotInPlace", "agent-a CertificatesNotRenewed", "agent-a AgentAway")
 
 	// The node is taken away, with its pods.
 	st.Close()
@@ -179,11 +188,12 @@ func TestWired(t *testing.T) {
 	if a.expect("its pod is gone", 0, corev1.ConditionTrue, "Wired"); a.r.Get("n1", false) == nil {
 		t.Error("a node that is there was forgotten")
 	}
-	if err := a.client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
+	a.known.gone = true
+	if a.w.sweep(); a.r.Get("n1", false) != nil {
+		t.Error("a node that is no more is listed")
 	}
-	delete(a.known.pods, string(a.pods[0].UID))
-	if err := a.w.wire(t.Context(), "n1"); err != nil || a.r.Get("n1", false) != nil {
-		t.Errorf("a node that is no more is listed (%v)", err)
+	a.stream(0, &nodev1.AgentState{Ready: true}) // the cache has not seen the node yet
+	if a.w.sweep(); a.r.Get("n1", false) == nil {
+		t.Error("a node whose agent is connected was forgotten")
 	}
 }

@@ -59,6 +59,8 @@ type Known interface {
 	// Condition is one of Conduit's without its times, zero for none, and the pod's node; none: there is no such pod, or it is
 	// bound to no node.
 	Condition(namespace, name, uid string, kind corev1.PodConditionType) (c corev1.PodCondition, node string)
+	// Node reports whether there is a node of that name.
+	Node(name string) bool
 }
 
 const (
@@ -68,6 +70,8 @@ const (
 	again = 2 * time.Second
 	// echo is how long the cache may take to see what was written.
 	echo = 10 * time.Second
+	// sweepEvery is how often nodes are looked for that are no more. Their agents ended before them, and nothing more is heard.
+	sweepEvery = time.Minute
 )
 
 // NewWriter makes a Writer; call Run, and Changed for every node of which something has changed. What is about the pods of nodes is
@@ -110,11 +114,27 @@ func (w *Writer) Run(ctx context.Context) {
 		workers.Go(func() { w.serve(ctx, pods, w.conditions) })
 	}
 	workers.Go(func() { w.serve(ctx, wires, w.wire) })
-	<-ctx.Done()
+	for sweep := time.NewTicker(sweepEvery); ctx.Err() == nil; {
+		select {
+		case <-sweep.C:
+			w.sweep()
+		case <-ctx.Done():
+			sweep.Stop()
+		}
+	}
 	w.begin(nil, nil)
 	pods.ShutDown()
 	wires.ShutDown()
 	workers.Wait()
+}
+
+// sweep forgets the nodes that are no more.
+func (w *Writer) sweep() {
+	for _, node := range w.r.Names() {
+		if !w.known.Node(node) {
+			w.r.Forget(node) // unless its agent is connected
+		}
+	}
 }
 
 // begin begins anew, with these queues.

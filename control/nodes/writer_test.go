@@ -24,6 +24,13 @@ import (
 type cache struct {
 	mu   sync.Mutex
 	pods map[string]corev1.PodCondition // by UID
+	gone bool                           // the node
+}
+
+func (c *cache) Node(string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.gone
 }
 
 func (c *cache) Condition(_, _, uid string, kind corev1.PodConditionType) (corev1.PodCondition, string) {
@@ -250,6 +257,8 @@ func TestTaintDoesNotWait(t *testing.T) {
 
 // stuck is a cache that does not answer.
 type stuck struct{ free, held chan struct{} }
+
+func (*stuck) Node(string) bool { return true }
 
 func (s *stuck) Condition(_, _, _ string, _ corev1.PodConditionType) (corev1.PodCondition, string) {
 	s.held <- struct{}{}
