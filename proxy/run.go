@@ -196,6 +196,9 @@ func runNode(e Env, o *options, loops []*loop.Loop, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	watching, stop := context.WithCancel(context.Background())
+	defer stop()
+	go endWhenHung(watching, loops, log)
 	n := node.New(node.Options{Loops: loops, Log: log, Build: e.Version, LinkSameNode: o.sameNode == "link"})
 	ended := make(chan time.Duration, 1)
 	srv := link.New(at, n, log, func(grace time.Duration) {
