@@ -67,7 +67,8 @@ type Kernel struct{}
 //
 // Without OnDemand it is everything that there is: an address that is not in it is outside the mesh. With OnDemand it
 // is what this node was asked for: the proxy has connections to an address wait, for a moment, that neither a
-// workload, nor a Service, nor Nobody has, and asks for it by Lookup. Of the addresses in ByPort it asks for each port.
+// workload, nor a Service, nor Nobody has, and asks for it by Lookup. Of an address that it has asked for, what earlier snapshots said holds
+// until one says something else. Of the addresses in ByPort it asks for each port.
 type Snapshot struct {
 	Version     uint64           `json:"version"`
 	TrustDomain string           `json:"trustDomain"`

@@ -3,6 +3,7 @@ package link_test
 import (
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -133,30 +134,28 @@ func TestOpenPodGoesOnWithoutAnAnswer(t *testing.T) {
 	n.want("conduit_proxy_unresolved_total 2", `conduit_proxy_connections_total 2`)
 }
 
+// A pod that is closed while there is no proxy is closed while there is no answer. That may come when all have given up: the next connection
+// is served.
 func TestNobodyAnswers(t *testing.T) {
 	n := onDemand(t, mesh.DownClosed)
-	for range 2 { // the second does not wait
-		c, err := net.Dial("tcp", httpSvc)
-		if err != nil {
-			continue // it was reset before Dial had returned
-		}
-		if _, err := io.ReadAll(c); err == nil {
+	httpApp(t, webIP+":8080", "one")
+	ended := make(chan error)
+	for range 2 {
+		go func() {
+			c, err := net.Dial("tcp", httpSvc)
+			if err == nil {
+				_, err = io.ReadAll(c)
+				c.Close()
+			}
+			ended <- err
+		}()
+	}
+	for range 2 {
+		if <-ended == nil {
 			t.Error("the connection ended in order")
 		}
-		c.Close()
 	}
 	n.want("conduit_proxy_unresolved_total 2", `conduit_proxy_connections_failed_total{reason="unresolved"} 2`)
-}
-
-// The answer may come when all have given up: the next connection is served.
-func TestLateAnswer(t *testing.T) {
-	n := onDemand(t, mesh.DownClosed)
-	httpApp(t, webIP+":8080", "one")
-	if c, err := net.Dial("tcp", httpSvc); err == nil {
-		_, _ = io.ReadAll(c)
-		c.Close()
-	}
-	n.want("conduit_proxy_unresolved_total 1")
 	s := ownPods(2)
 	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080")}
 	n.must(&api.Message{Snapshot: s})
@@ -165,32 +164,71 @@ func TestLateAnswer(t *testing.T) {
 	}
 }
 
-// A new agent learns what its predecessor was asked; and until it knows an address, what was known of it stays in force
-// for connections that are open.
+// A connection that would be refused has its own time to wait, whoever has given up on the address before it.
+func TestLatecomerWaitsToo(t *testing.T) {
+	n := onDemand(t, mesh.DownClosed)
+	httpApp(t, webIP+":8080", "one")
+	open := workload("other", "n1", "127.9.3.1")
+	open.Down = mesh.DownOpen
+	n.addPodIn(otherNetns(t, "127.9.9.1:9000", echo), 303, open, "", "127.9.9.1:9000")
+	answer := make(chan string)
+	ask := func() {
+		_, body, _ := get(t, httpClient(t, false), "http://"+httpSvc+"/")
+		answer <- strings.Fields(body + " -")[0]
+	}
+	go ask() // begins to wait, and is asked about
+	n.wantAsked("127.9.9.1", "")
+	if !echoes(t, "127.9.9.1:9000") { // the open pod waits less
+		t.Error("no echo")
+	}
+	n.want("conduit_proxy_unresolved_total 1")
+	go ask()
+	n.want("conduit_proxy_connections_open 2")
+	s := ownPods(2)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.Detect, webIP+":8080")}
+	n.must(&api.Message{Snapshot: s})
+	for range 2 {
+		if body := <-answer; body != "one" {
+			t.Errorf("%q", body)
+		}
+	}
+	n.want("conduit_proxy_unresolved_total 1")
+}
+
+// A new agent learns what its predecessor was asked, and what it told unasked; and until it knows an address, what was known of it stays
+// in force, for connections that are open and for new ones.
 func TestNewAgentIsTold(t *testing.T) {
-	n := onDemand(t, mesh.DownOpen)
+	n := onDemand(t, mesh.DownClosed)
 	httpApp(t, webIP+":8080", "one")
 	s := ownPods(2)
 	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.HTTP1, webIP+":8080")}
-	n.must(&api.Message{Snapshot: ownPods(2)})
+	n.must(&api.Message{Snapshot: s}) // as to a proxy that follows another one
 	c := httpClient(t, false)
-	done := make(chan string)
-	go func() { _, body, _ := get(t, c, "http://"+httpSvc+"/"); done <- body }()
-	n.wantAsked("127.9.9.1", "")
-	n.must(&api.Message{Snapshot: s})
-	if body := <-done; !strings.HasPrefix(body, "one") {
+	if _, body, _ := get(t, c, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "one") {
 		t.Fatalf("%q", body)
 	}
+	n.wantAsked("127.9.9.1", "")
 	n.agent.Close()
 	n.connect()
 	if got := join(n.hello.Interest); got != "127.9.9.1" {
 		t.Errorf("Hello has %q", got)
 	}
-	n.must(&api.Message{Snapshot: ownPods(3)})
-	if _, body, _ := get(t, c, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "one") {
-		t.Errorf("on the old connection: %q", body)
+	for version := range uint64(2) { // the second agent knows no more
+		n.must(&api.Message{Snapshot: ownPods(3 + version)})
+		for what, client := range map[string]*http.Client{"the old": c, "a new": httpClient(t, false)} {
+			if _, body, _ := get(t, client, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "one") {
+				t.Errorf("on %s connection: %q", what, body)
+			}
+		}
 	}
-	n.want("conduit_proxy_connections_total 1", "conduit_proxy_unresolved_total 0")
+	n.want("conduit_proxy_connections_total 3", "conduit_proxy_unresolved_total 0")
+	httpApp(t, webIP+":8081", "two")
+	s = ownPods(5)
+	s.Services = []mesh.Service{service("web", "127.9.9.1", 7080, mesh.HTTP1, webIP+":8081")}
+	n.must(&api.Message{Snapshot: s})
+	if _, body, _ := get(t, c, "http://"+httpSvc+"/"); !strings.HasPrefix(body, "two") {
+		t.Errorf("when it is known again: %q", body)
+	}
 }
 
 // A client that gives up while its destination is looked up leaves nothing.

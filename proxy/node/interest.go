@@ -1,6 +1,7 @@
 package node
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -85,6 +86,13 @@ func (in *interest) all() []netip.AddrPort {
 	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return out
+}
+
+// list is what is held.
+func (in *interest) list() []netip.AddrPort {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return slices.Collect(maps.Keys(in.held))
 }
 
 // take is what has changed since all, and since take.

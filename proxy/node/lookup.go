@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	// lookupPatience is how long a connection waits to be told who has its destination.
+	// lookupPatience is how long a connection of an open pod waits to be told who has its destination.
 	lookupPatience = time.Second
-	// lookupSilence is how long nobody waits for an address any more about which there was no answer.
+	// closedPatience is how long one of a closed pod waits, which is refused then: agent and controller may just be replaced.
+	closedPatience = 5 * time.Second
+	// lookupSilence is how long nobody waits, of open pods, for an address any more about which there was no answer.
 	lookupSilence = 5 * time.Second
 	// lookupIdle is how long an address stays of interest after its last connection.
 	lookupIdle = 5 * time.Minute
@@ -21,52 +23,57 @@ const (
 
 // lookup is an address that the agent was asked about.
 type lookup struct {
-	waiting []*down
-	timer   flow.Timer // for those that wait
-	silent  int64      // until when nobody waits, by the loop's clock
-	used    int64      // when a connection last used it
+	waiting map[*down]flow.Timer // until they give up
+	silent  int64                // until when open pods do not wait, by the loop's clock
+	used    int64                // when a connection last used it
 }
 
 // whole is a as a whole, as it is asked about.
 func whole(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a.Unmap(), 0) }
 
-// use notes that a connection uses dst, and returns what the agent is to be asked about it: the address, and, of one that is known
-// to be shared, the port, too.
-func (sh *shard) use(dst netip.AddrPort) (question netip.AddrPort, l *lookup) {
-	question = whole(dst.Addr())
-	if l = sh.lookups[question]; l != nil {
-		l.used = sh.loop.Now()
-	}
+// questions are what the agent is to be asked about dst: the address, and, of one that is known to be shared, the port, too.
+func (sh *shard) questions(dst netip.AddrPort) [2]netip.AddrPort {
+	a := whole(dst.Addr())
 	if !sh.n.table.Load().ByPort(dst.Addr()) {
-		return question, l
+		return [...]netip.AddrPort{a, a}
 	}
-	question = netip.AddrPortFrom(question.Addr(), dst.Port())
-	if l = sh.lookups[question]; l != nil {
-		l.used = sh.loop.Now()
-	}
-	return question, l
+	return [...]netip.AddrPort{a, netip.AddrPortFrom(a.Addr(), dst.Port())}
 }
 
-// lookUp asks who has the destination of d, an outbound connection, and reports whether d has to wait for the answer.
-func (sh *shard) lookUp(d *down) (waits bool) {
-	question, l := sh.use(d.dst)
-	if sh.n.table.Load().Covers(d.dst) {
-		return false
-	}
-	if l == nil {
-		if l = sh.ask(question, maxInterest); l == nil {
-			sh.unanswered(d)
-			return true
+// use notes that a connection uses dst.
+func (sh *shard) use(dst netip.AddrPort) {
+	for _, q := range sh.questions(dst) {
+		if l := sh.lookups[q]; l != nil {
+			l.used = sh.loop.Now()
 		}
 	}
-	if sh.loop.Now() < l.silent {
+}
+
+// lookUp asks who has the destination of d, an outbound connection, and reports whether d has to wait for the answer. What is known is asked
+// for as well: the next agent is to know it, too.
+func (sh *shard) lookUp(d *down) (waits bool) {
+	t := sh.n.table.Load()
+	var l *lookup // of the last question
+	for _, q := range sh.questions(d.dst) {
+		if l = sh.lookups[q]; l != nil {
+			l.used = sh.loop.Now()
+		} else if t.OnDemand() {
+			l = sh.ask(q, maxInterest)
+		}
+	}
+	if t.Covers(d.dst) {
+		return false
+	}
+	closed := d.share.pod.record().Down != mesh.DownOpen
+	if l == nil || !closed && sh.loop.Now() < l.silent {
 		sh.unanswered(d)
 		return true
 	}
-	if l.timer == nil {
-		l.timer = sh.loop.After(lookupPatience, func() { sh.giveUp(l) })
+	patience := lookupPatience
+	if closed {
+		patience = closedPatience
 	}
-	l.waiting = append(l.waiting, d)
+	l.waiting[d] = sh.loop.After(patience, func() { sh.giveUp(l, d) })
 	d.conn.SetReceiver(ending{sh, d})
 	d.conn.Pause()
 	return true
@@ -77,7 +84,7 @@ func (sh *shard) notice(a netip.Addr) {
 	question := whole(a)
 	if l := sh.lookups[question]; l != nil {
 		l.used = sh.loop.Now()
-	} else if !sh.n.table.Load().Covers(question) {
+	} else if sh.n.table.Load().OnDemand() {
 		sh.ask(question, maxInterest/2)
 	}
 }
@@ -87,27 +94,27 @@ func (sh *shard) ask(a netip.AddrPort, most int) *lookup {
 	if !sh.n.interest.hold(a, most) {
 		return nil
 	}
-	l := &lookup{used: sh.loop.Now()}
+	l := &lookup{waiting: map[*down]flow.Timer{}, used: sh.loop.Now()}
 	sh.lookups[a] = l
 	return l
 }
 
-// giveUp ends the wait for an answer.
-func (sh *shard) giveUp(l *lookup) {
+// giveUp ends d's wait for an answer.
+func (sh *shard) giveUp(l *lookup, d *down) {
+	delete(l.waiting, d)
 	l.silent = sh.loop.Now() + int64(lookupSilence)
-	for _, d := range l.stop() {
-		if d.share != nil {
-			sh.unanswered(d)
-		}
+	if d.share != nil {
+		sh.unanswered(d)
 	}
 }
 
 // stop returns those that wait, and has them wait no longer.
 func (l *lookup) stop() (waiting []*down) {
-	if l.timer != nil {
-		l.timer.Stop()
+	for d, timer := range l.waiting {
+		timer.Stop()
+		waiting = append(waiting, d)
 	}
-	waiting, l.waiting, l.timer = l.waiting, nil, nil
+	clear(l.waiting)
 	return waiting
 }
 

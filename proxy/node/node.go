@@ -127,11 +127,14 @@ func (n *Node) SetKernel(f *os.File) error {
 	return nil
 }
 
-// SetSnapshot puts s, which the Node keeps, in force, whatever its version: the agent knows best.
+// SetSnapshot puts s, which the Node keeps, in force, whatever its version: the agent knows best. Of what it was asked and does not know yet
+// the snapshot before goes on telling.
 func (n *Node) SetSnapshot(s *api.Snapshot) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.table.Swap(table.New(s))
+	t := table.New(s)
+	t.Keep(n.table.Load(), n.interest.list())
+	n.table.Swap(t)
 	n.process.Snapshot.Store(s.Version)
 	n.each(func(sh *shard) { sh.snapshotChanged() })
 	return nil

@@ -162,6 +162,9 @@ func (t *Table) newPort(svc *Service, p *mesh.Port) Port {
 			if w == nil {
 				w = t.byAddr[a.Addr()]
 			}
+			if w == nil && e.Workload != "" && t.onDemand {
+				continue // who it is will be told: taken for nobody's, it would get plaintext
+			}
 			out.eps = append(out.eps, Endpoint{Addr: a, Workload: w})
 			t.declare(a, out.Protocol)
 		}
