@@ -19,15 +19,20 @@ import (
 	"conduit.io/conduit/tests/tcptest"
 )
 
-// inside runs f in a pod's network namespace: sockets stay where they were made.
-func (w *world) inside(pod string, f func() error) {
-	w.t.Helper()
+// try runs f in a pod's network namespace: sockets stay where they were made.
+func (w *world) try(pod string, f func() error) error {
 	ns, err := podnet.Open(w.netns(pod))
 	if err == nil {
 		defer ns.Close()
 		err = loader.Inside(ns.File, f)
 	}
-	if err != nil {
+	return err
+}
+
+// inside is try for what must not fail.
+func (w *world) inside(pod string, f func() error) {
+	w.t.Helper()
+	if err := w.try(pod, f); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -158,4 +163,43 @@ func TestConnectionsOfAFormerProxyOutliveTheirPodsLeave(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A pod that is to leave goes on being reached by mTLS for a while, for those that have not heard of it yet, and from the same moment on by
+// those that have, in plaintext, whatever its mode was.
+func TestPodThatLeavesIsReachedBothWays(t *testing.T) {
+	w := newWorld(t)
+	w.write("enabled", "conduit.io/mtls-mode: STRICT")
+	w.start()
+	for _, p := range []string{"a", "b"} {
+		w.must(podapi.Add, p, true)
+	}
+	w.serve()
+	stranger := w.client("sw", false)
+	if _, err := get(stranger, "http://10.99.0.3:8080/"); err == nil {
+		t.Fatal("a STRICT pod takes plaintext")
+	}
+	mesh := func() error {
+		return w.try("sw", func() error {
+			c, err := net.DialTimeout("tcp", "10.99.0.3:15008", 5*time.Second)
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		})
+	}
+	w.write("disabled", "conduit.io/mtls-mode: STRICT")
+	w.eventually("it takes plaintext", func() error { _, err := get(stranger, "http://10.99.0.3:8080/"); return err })
+	if err := mesh(); err != nil {
+		t.Errorf("by mTLS, while word goes round: %v", err)
+	}
+	w.eventually("it is reached by mTLS no more", func() error {
+		if mesh() == nil {
+			return errors.New("it is")
+		}
+		return nil
+	})
+	if _, err := get(stranger, "http://10.99.0.3:8080/"); err != nil {
+		t.Errorf("in plaintext, outside of the mesh: %v", err)
+	}
 }

@@ -38,6 +38,9 @@ func (r readiness) check(ctx context.Context) (reason string, err error) {
 		}
 		return "NotWired", e
 	}
+	if n := r.manager.Elsewhere(); n > 0 { // in a rollout what was before is not ended then
+		return "TakingOver", fmt.Errorf("%d pods are not with the new proxy yet: it may wait for certificates, or for the controller's word", n)
+	}
 	if err := r.plugin(); err != nil {
 		return "PluginNotInPlace", err
 	}

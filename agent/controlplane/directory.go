@@ -44,6 +44,7 @@ type Directory struct {
 	asked     questions // by the stream that is open
 	state     *state    // for the goroutine of the stream alone, but for asked addresses that are dropped
 	view      *discovery.View
+	told      bool // by the controller, something whole
 	connected bool
 	fault     error
 }
@@ -119,6 +120,13 @@ func (d *Directory) View() *discovery.View {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.view
+}
+
+// Told reports whether the controller has answered, ever.
+func (d *Directory) Told() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.told
 }
 
 // Status is how a Directory follows the controller.
@@ -294,6 +302,6 @@ func (d *Directory) apply(m *discoveryv1.WatchResponse) (whole bool) {
 	if m.GetMore() {
 		return false
 	}
-	d.view = d.state.view()
+	d.view, d.told = d.state.view(), true
 	return true
 }

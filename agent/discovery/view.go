@@ -18,7 +18,8 @@ type View struct {
 }
 
 // Extend adds v to the node's own part of a snapshot, which is then on demand. Of the node's own pods the node knows
-// best: what v says of them, and that their addresses are nobody's, is left out.
+// best: what v says of them and of their addresses is left out. A pod of this node of which the node has not heard yet is taken from v:
+// as an endpoint without a workload it would be outside of the mesh, and get plaintext.
 func Extend(s *node.Snapshot, v *View) {
 	s.OnDemand = true
 	own, uids := map[netip.Addr]bool{}, map[string]bool{}
@@ -29,7 +30,7 @@ func Extend(s *node.Snapshot, v *View) {
 		}
 	}
 	for _, w := range v.Workloads {
-		if !uids[w.UID] && w.Node != s.Node {
+		if !uids[w.UID] && !slices.ContainsFunc(w.Addrs, func(a netip.Addr) bool { return own[a.Unmap()] }) {
 			s.Workloads = append(s.Workloads, w)
 		}
 	}

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -15,15 +16,20 @@ func TestExtend(t *testing.T) {
 		Workloads: []mesh.Workload{
 			{UID: "c", Node: "n2", Meshed: true, Addrs: []netip.Addr{addr("10.0.1.3")}},
 			{UID: "b", Node: "n1", Addrs: []netip.Addr{addr("10.0.0.2")}},                  // this node knows it
-			{UID: "old", Node: "n1", Addrs: []netip.Addr{addr("10.0.0.9")}},                // and that this one has gone
+			{UID: "old", Node: "n1", Meshed: true, Addrs: []netip.Addr{addr("10.0.0.2")}},  // and who has this one's address now
+			{UID: "new", Node: "n1", Meshed: true, Addrs: []netip.Addr{addr("10.0.0.3")}},  // and has not heard of this one yet
 			{UID: "a", Node: "n2", Addrs: []netip.Addr{addr("10.0.1.1"), addr("fd00::1")}}, // not meshed
 		},
 		Services: []mesh.Service{{Namespace: "shop", Name: "web"}, {Namespace: "db", Name: "x"}},
 		Nobody:   []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:80"), netip.MustParseAddrPort("10.0.0.2:0"), netip.MustParseAddrPort("192.0.2.1:0")},
 		ByPort:   []netip.Addr{addr("192.0.2.7"), addr("192.0.2.5")},
 	})
-	if !s.OnDemand || len(s.Workloads) != 3 || s.Workloads[0].UID != "a" || s.Workloads[1].UID != "b" || s.Workloads[2].UID != "c" || !s.Workloads[1].Meshed {
-		t.Errorf("workloads %+v", s.Workloads)
+	got := ""
+	for _, w := range s.Workloads {
+		got += fmt.Sprintf("%s on %s, %v; ", w.UID, w.Node, w.Meshed)
+	}
+	if want := "a on n2, false; b on n1, true; c on n2, true; new on n1, true; "; !s.OnDemand || got != want {
+		t.Errorf("workloads %s", got)
 	}
 	if len(s.Services) != 2 || s.Services[0].Namespace != "db" {
 		t.Errorf("services %+v", s.Services)

@@ -116,6 +116,8 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment, netns *podnet
 		m.pods[a.Cookie] = p
 		delete(m.alone, a.Cookie)
 	}
+	p.adding = true
+	defer func() { p.adding = false }()
 	before := p.attachments[a.Key()]
 	delete(m.deleted, a.Key())
 	p.attachments[a.Key()] = a

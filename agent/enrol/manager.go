@@ -71,6 +71,8 @@ type pod struct {
 	probes      []uint16      // ports at which the kubelet dials it
 	enrolled    bool          // the kernel steers it
 	kernel      loader.Pod    // as the kernel was told, when enrolled
+	adding      bool          // an ADD is about to enrol it
+	parts       time.Time     // when it is un-enrolled, to leave; zero: it does not leave
 	leaving     bool          // un-enrolled, with connections that are not finished
 	held        bool          // the linked proxy has its listeners
 	told        mesh.Workload // as the linked proxy was told
@@ -228,16 +230,13 @@ func (m *Manager) breathe() {
 // reconcile brings everything up to what the manifests say now. It breathes.
 func (m *Manager) reconcile(ctx context.Context) {
 	m.takeUp(false)
-	m.refresh()
-	if err := m.publish(ctx); err != nil {
-		m.cfg.Log.Error("proxy was not brought up to date", "error", err)
-	}
-	failed := !m.tidy()
+	m.renew(ctx)
+	failed, again := !m.tidy(), false
 	for _, p := range m.sorted() {
 		if m.pods[p.cookie] != p || m.settled(p) {
 			continue
 		}
-		before := p.fault
+		before, was := p.fault, p.enrolled
 		p.fault = m.sync(ctx, p)
 		switch {
 		case p.fault == nil:
@@ -251,7 +250,17 @@ func (m *Manager) reconcile(ctx context.Context) {
 			m.cfg.Log.Error("pod is not as it should be; trying again", "pod", p.name().String(), "error", p.fault)
 		}
 		failed = failed || p.fault != nil
+		again = again || p.enrolled != was // which the snapshot is to say
 		m.breathe()
+		select {
+		case <-m.kick: // all pods may take their time, and the proxy is to hear of others at once
+			m.renew(ctx)
+			again = true // for pods that were passed by
+		default:
+		}
+	}
+	if again {
+		m.Kick()
 	}
 	if failed {
 		time.AfterFunc(retryAfter, m.Kick)
@@ -293,7 +302,7 @@ func (m *Manager) sorted() []*pod {
 // refresh takes in the manifests: what each pod should be, the snapshot, the identities.
 func (m *Manager) refresh() {
 	objects, _ := m.cfg.Objects.Objects()
-	local := map[manifest.Name][]netip.Addr{}
+	local, own := map[manifest.Name][]netip.Addr{}, map[manifest.Name]*pod{}
 	for _, p := range m.sorted() { // of two sandboxes of one pod the younger one has its addresses
 		a := p.first()
 		name := manifest.Name{Namespace: a.Namespace, Name: a.Pod}
@@ -306,18 +315,19 @@ func (m *Manager) refresh() {
 		if len(p.workload.Addrs) == 0 {
 			p.workload.Addrs = p.kernelAddrs
 		}
-		local[name] = p.workload.Addrs
+		local[name], own[name] = p.workload.Addrs, p
 		for _, a := range p.attachments {
 			m.remember(a, &p.workload)
 		}
 	}
 	next := discovery.Build(objects, discovery.Options{Node: m.cfg.Node, TrustDomain: m.cfg.TrustDomain, LocalAddrs: local})
+	m.describeOwn(next, objects, own)
 	if d := m.cfg.Directory; d != nil {
-		var own []netip.Addr
+		var all []netip.Addr
 		for _, addrs := range local {
-			own = append(own, addrs...)
+			all = append(all, addrs...)
 		}
-		d.Local(own)
+		d.Local(all)
 		discovery.Extend(next, d.View())
 	}
 	m.supersede(next)

@@ -35,6 +35,7 @@ type Directory interface {
 	Lookup(*node.Lookup)        // how it changed since
 	Local(all []netip.Addr)     // addresses of this node's pods, which are always of interest: for what Services declare of them
 	View() *discovery.View
+	Told() bool // the View is not empty for want of an answer
 }
 
 // describe finds the pod's description. One that was written just now may not have been read yet: it is looked for once
@@ -79,6 +80,36 @@ func (m *Manager) lookUp(a *store.Attachment) (*corev1.Pod, *podapi.Error) {
 // "default" may lack.
 func decided(o *manifest.Objects, p *corev1.Pod) bool {
 	return kube.Says(p).Mesh != "" || o.Namespaces[p.Namespace] != nil || p.Namespace == corev1.NamespaceDefault
+}
+
+// describeOwn has a snapshot say of this node's pods what the node knows best. Those that nothing describes, because the API server was not
+// read yet, are as they were last: without them they would be outside of the mesh for each other, and get plaintext. And those that are
+// described as members are to be reached by mTLS when the kernel steers them, and not before.
+func (m *Manager) describeOwn(s *node.Snapshot, o *manifest.Objects, own map[manifest.Name]*pod) {
+	for i := range s.Workloads {
+		w := &s.Workloads[i]
+		p := own[manifest.Name{Namespace: w.Namespace, Name: w.Name}]
+		switch {
+		case w.Node != m.cfg.Node:
+		case p != nil && p.workload.UID == w.UID:
+			w.Meshed = p.reachable()
+		case m.cfg.Directory != nil: // then others are told the same
+			w.Meshed = w.Meshed && w.Mode == mesh.Strict
+		}
+	}
+	for _, p := range m.sorted() {
+		if name := p.name(); own[name] == p && o.Pods[name] == nil && len(p.workload.Addrs) > 0 {
+			w := p.workload
+			w.Meshed = p.reachable()
+			s.Workloads = append(s.Workloads, w)
+		}
+	}
+}
+
+// reachable reports whether the pod is to be reached by mTLS: the kernel steers it, or it takes nothing else. One that is being added is
+// nobody's yet, and the proxy is told once.
+func (p *pod) reachable() bool {
+	return p.workload.Meshed && (p.enrolled || p.adding || p.workload.Mode == mesh.Strict)
 }
 
 // redescribe has p be what w says. What an enrolled pod does from now on with plaintext, and without a proxy, is told.

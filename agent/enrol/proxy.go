@@ -39,6 +39,14 @@ func (m *Manager) publish(ctx context.Context) error {
 	return nil
 }
 
+// renew makes the snapshot anew, and sends it to the proxy if it has changed.
+func (m *Manager) renew(ctx context.Context) {
+	m.refresh()
+	if err := m.publish(ctx); err != nil {
+		m.cfg.Log.Error("proxy was not brought up to date", "error", err)
+	}
+}
+
 func (m *Manager) certificates(leaves []*identity.Leaf) *node.Message {
 	c := &node.Certificates{Roots: m.cfg.Keeper.Roots(), Leaves: []node.Leaf{}}
 	for _, l := range leaves {

@@ -94,6 +94,18 @@ func kernelCounters(c loader.Counters) Counters {
 	return Counters{Created: c.Created, Steered: c.Steered, Bypassed: c.Bypassed}
 }
 
+// Elsewhere is how many pods the linked proxy has not taken over yet; 0 while there is none.
+func (m *Manager) Elsewhere() (n int) {
+	m.lock()
+	defer m.mu.Unlock()
+	for _, p := range m.pods {
+		if m.link != nil && p.enrolled && p.workload.Meshed && !p.held && p.fault == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Summary is the node in numbers.
 type Summary struct {
 	Wanted, Enrolled, Leaving, Other int

@@ -3,6 +3,7 @@ package enrol
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -21,7 +22,12 @@ var (
 	errNoProxy = errors.New("the proxy is not ready")
 	// errNoLeaf: the pod must wait for its certificate. Enrolled without one, it could speak to nobody.
 	errNoLeaf = errors.New("it has no certificate yet")
+	// errEarly: it is with another proxy, which can do more for it.
+	errEarly = fmt.Errorf("%w to take it over", errNoProxy)
 )
+
+// partAfter is how long a pod that is to leave the mesh stays in it, while others hear that it is to be reached in plaintext.
+const partAfter = 2 * time.Second
 
 // sync brings one pod to what it should be.
 func (m *Manager) sync(ctx context.Context, p *pod) error {
@@ -34,7 +40,7 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 		defer netns.Close()
 		return m.wire(ctx, p, netns)
 	case p.enrolled:
-		return m.leave(ctx, p)
+		return m.part(ctx, p)
 	case p.leaving && m.link != nil && !p.held:
 		return m.left(p) // the proxy that had its connections is gone, or has said that it is done
 	}
@@ -44,6 +50,7 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 // wire enrols the pod, or repairs and updates it. The order makes sure that nothing is steered before it can be served:
 // rules and routes, listeners, the proxy's word, the listener map, the lookup program, and the pod's entry last.
 func (m *Manager) wire(ctx context.Context, p *pod, netns *podnet.Netns) error {
+	p.parts = time.Time{}
 	if !p.enrolled && !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)) {
 		return errNoLeaf
 	}
@@ -159,6 +166,10 @@ func (m *Manager) listeners(ctx context.Context, p *pod, netns *podnet.Netns) er
 		p.told = p.workload
 		return nil
 	}
+	if m.early(p, complete(alive)) {
+		time.AfterFunc(retryAfter, m.Kick) // of its end nobody tells
+		return errEarly
+	}
 	l, err := podnet.Listen(netns)
 	if err != nil {
 		return err
@@ -179,10 +190,39 @@ func (m *Manager) listeners(ctx context.Context, p *pod, netns *podnet.Netns) er
 	return nil
 }
 
+// early reports whether the pod is better off with another proxy, which has all of its listeners (served), than with the linked one: that
+// has started together with this agent, which has no certificates yet, or has not heard the controller. Who waits for an ADD does not want another one.
+func (m *Manager) early(p *pod, served bool) bool {
+	untold := m.cfg.Directory != nil && !m.cfg.Directory.Told()
+	return served && !p.held && p.enrolled && !p.adding && (untold || !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)))
+}
+
 // complete reports whether the slots are filled: those of IPv4, and those of IPv6 together or, in a namespace without
 // it, not at all.
 func complete(alive [kernel.SlotCount]bool) bool {
 	return alive[node.InV4] && alive[node.OutV4] && alive[node.InV6] == alive[node.OutV6]
+}
+
+// part has a running pod take plaintext, whatever its mode was, and un-enrols it later: those who are still about to reach it by mTLS, because
+// word that it leaves has not come to them yet, would find nobody.
+func (m *Manager) part(ctx context.Context, p *pod) error {
+	if p.parts.IsZero() {
+		p.parts = time.Now().Add(partAfter)
+		time.AfterFunc(partAfter, m.Kick)
+	}
+	if !time.Now().Before(p.parts) {
+		return m.leave(ctx, p)
+	}
+	w := p.workload
+	w.Mode = mesh.Permissive
+	if m.link == nil || !p.held || sameWorkload(&p.told, &w) {
+		return nil
+	}
+	if _, err := m.link.Call(ctx, &node.Message{Pod: &node.Pod{Cookie: p.cookie, Workload: w}}); err != nil {
+		return err
+	}
+	p.told = w
+	return nil
 }
 
 // leave un-enrols a running pod: nothing new is steered from now on, while its connections go on to their end. Rules,
@@ -191,7 +231,7 @@ func (m *Manager) leave(ctx context.Context, p *pod) error {
 	if err := m.cfg.Datapath.Unenrol(p.cookie); err != nil {
 		return err
 	}
-	p.enrolled, p.leaving, p.kernel = false, true, loader.Pod{}
+	p.enrolled, p.leaving, p.kernel, p.parts = false, true, loader.Pod{}, time.Time{}
 	m.cfg.Log.Info("pod un-enrolled; its connections go on", "pod", p.name().String())
 	if m.link == nil || !p.held {
 		return nil // Attach sees to it
