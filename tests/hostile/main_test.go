@@ -3,6 +3,7 @@ package hostile
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -32,6 +33,11 @@ func TestMain(m *testing.M) {
 	}
 	if spec := os.Getenv(attackEnv); spec != "" {
 		attackFor(spec)
+	}
+	// The slow attacks are all made at once, on how ever many processors: they wait.
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(2*len(slow))); err != nil {
+		panic(err)
 	}
 	os.Exit(program.Main(func(dir string) int {
 		binary = filepath.Join(dir, "conduit-proxy")
