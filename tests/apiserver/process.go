@@ -14,7 +14,7 @@ import (
 )
 
 // ErrMissing is wrapped when a program is not there.
-var ErrMissing = errors.New("run 'make e2e' once, which builds it")
+var ErrMissing = errors.New("run 'make kubernetes', which builds it")
 
 func find(name string) (string, error) {
 	variable := "TEST_ASSET_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))

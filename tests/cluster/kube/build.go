@@ -32,16 +32,17 @@ const (
 
 var kubernetesPrograms = []string{"kubectl", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
 
-// own are the programs of this repository's module that a cluster needs, by their places in the cache.
-var own = map[string]string{
-	"initd":          "conduit.io/conduit/tests/cluster/initd",
-	"pause":          "conduit.io/conduit/tests/cluster/pause",
-	"cni/bridge":     "github.com/containernetworking/plugins/plugins/main/bridge",
-	"cni/ptp":        "github.com/containernetworking/plugins/plugins/main/ptp",
-	"cni/loopback":   "github.com/containernetworking/plugins/plugins/main/loopback",
-	"cni/host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",
-	"cni/portmap":    "github.com/containernetworking/plugins/plugins/meta/portmap",
-}
+// own are the programs of this repository's module that a cluster needs, and plugins the CNI plugins on its nodes.
+var (
+	own     = []string{"conduit.io/conduit/tests/cluster/initd", "conduit.io/conduit/tests/cluster/pause"}
+	plugins = []string{
+		"github.com/containernetworking/plugins/plugins/main/bridge",
+		"github.com/containernetworking/plugins/plugins/main/ptp",
+		"github.com/containernetworking/plugins/plugins/main/loopback",
+		"github.com/containernetworking/plugins/plugins/ipam/host-local",
+		"github.com/containernetworking/plugins/plugins/meta/portmap",
+	}
+)
 
 // Binaries are the directories of what a cluster runs.
 type Binaries struct {
@@ -50,10 +51,10 @@ type Binaries struct {
 	Own        string // initd, pause, and the CNI plugins in cni/
 }
 
-// Build builds what is not in the cache yet: about seven minutes on two cores when nothing is, a second otherwise.
-// Processes that build at the same time wait for each other.
+// Build builds what is not in the cache yet: about seven minutes on two cores when nothing is, a second otherwise. Processes that
+// build at the same time wait for each other.
 func Build(ctx context.Context, progress io.Writer) (Binaries, error) {
-	root, err := moduleRoot(ctx)
+	root, err := Root(ctx)
 	if err != nil {
 		return Binaries{}, err
 	}
@@ -73,52 +74,68 @@ func Build(ctx context.Context, progress io.Writer) (Binaries, error) {
 			return b, fmt.Errorf("make cache: %w", err)
 		}
 	}
-	unlock, err := lock(filepath.Join(cache, "lock"))
+	unlock, err := Lock(filepath.Join(cache, "lock"))
 	if err != nil {
 		return b, err
 	}
 	defer unlock()
 	version := "k8s.io/component-base/version.git"
 	flags := fmt.Sprintf("-s -w -X %sVersion=v%s -X %sMajor=1 -X %sMinor=%s", version, Version, version, version, strings.Split(Version, ".")[1])
+	programs := map[string]string{}
 	for _, name := range kubernetesPrograms {
-		if err := buildOnce(ctx, progress, filepath.Join(root, kubernetesModule), flags, "k8s.io/kubernetes/cmd/"+name, filepath.Join(b.Kubernetes, name)); err != nil {
-			return b, err
-		}
+		programs[name] = "k8s.io/kubernetes/cmd/" + name
 	}
-	if err := buildOnce(ctx, progress, filepath.Join(root, corednsModule), "-s -w", ".", filepath.Join(b.CoreDNS, "coredns")); err != nil {
+	if err := buildOnce(ctx, progress, filepath.Join(root, kubernetesModule), flags, b.Kubernetes, programs); err != nil {
 		return b, err
 	}
-	for place, pkg := range own { // go build sees by itself that nothing has changed
-		if err := goBuild(ctx, root, "-s -w", pkg, filepath.Join(b.Own, place)); err != nil {
-			return b, err
+	if err := buildOnce(ctx, progress, filepath.Join(root, corednsModule), "-s -w", b.CoreDNS, map[string]string{"coredns": "."}); err != nil {
+		return b, err
+	}
+	// go build sees by itself that nothing has changed.
+	if err := goBuild(ctx, root, "-s -w", b.Own, own...); err != nil {
+		return b, err
+	}
+	return b, goBuild(ctx, root, "-s -w", filepath.Join(b.Own, "cni"), plugins...)
+}
+
+// buildOnce builds those of a module's programs, packages by their names, that are not in a directory yet: together, so that one is
+// compiled while another is linked.
+func buildOnce(ctx context.Context, progress io.Writer, module, flags, out string, programs map[string]string) error {
+	var names, packages []string
+	for _, name := range sortedKeys(programs) {
+		if _, err := os.Stat(filepath.Join(out, name)); err != nil {
+			names, packages = append(names, name), append(packages, programs[name])
 		}
 	}
-	return b, nil
-}
-
-func buildOnce(ctx context.Context, progress io.Writer, dir, flags, pkg, out string) error {
-	if _, err := os.Stat(out); err == nil {
+	if len(names) == 0 {
 		return nil
 	}
-	fmt.Fprintf(progress, "building %s %s\n", filepath.Base(out), filepath.Base(filepath.Dir(out)))
-	if err := goBuild(ctx, dir, flags, pkg, out+".new"); err != nil {
+	fmt.Fprintf(progress, "building %s for %s\n", strings.Join(names, ", "), filepath.Base(out))
+	unfinished := filepath.Join(out, "new")
+	if err := goBuild(ctx, module, flags, unfinished, packages...); err != nil {
 		return err
 	}
-	return os.Rename(out+".new", out)
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(unfinished, name), filepath.Join(out, name)); err != nil {
+			return err
+		}
+	}
+	return os.Remove(unfinished)
 }
 
-func goBuild(ctx context.Context, dir, flags, pkg, out string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", flags, "-o", out, pkg)
-	cmd.Dir = dir
+// goBuild builds a module's packages into a directory. With -trimpath, as Conduit is built: what both import is compiled once.
+func goBuild(ctx context.Context, module, flags, out string, packages ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", flags, "-o", out + string(filepath.Separator)}, packages...)...)
+	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", pkg, err, said)
+		return fmt.Errorf("build %s: %w\n%s", strings.Join(packages, " "), err, said)
 	}
 	return nil
 }
 
-// moduleRoot is the directory of this repository: tests run below it.
-func moduleRoot(ctx context.Context) (string, error) {
+// Root is the directory of this repository: tests run below it.
+func Root(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "conduit.io/conduit")
 	out, err := cmd.Output()
 	if err != nil {
@@ -155,8 +172,8 @@ func keyed(cache, name, module string) (string, error) {
 	return filepath.Join(cache, name+"-"+hex.EncodeToString(h.Sum(nil))[:12]), nil
 }
 
-// lock waits for a file's lock; the kernel gives it back when this process dies.
-func lock(file string) (unlock func(), err error) {
+// Lock waits for the lock of a file, which it makes; the kernel gives it back when this process dies.
+func Lock(file string) (unlock func(), err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)

@@ -31,7 +31,7 @@ func (c *Cluster) claim() error {
 	if err := os.MkdirAll(baseDir, 0o755); err != nil {
 		return fmt.Errorf("start cluster: %w", err)
 	}
-	unlock, err := lock(filepath.Join(baseDir, ".lock")) // Sweep must not see a directory without its owner
+	unlock, err := Lock(filepath.Join(baseDir, ".lock")) // Sweep must not see a directory without its owner
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func Sweep() error {
 	if err != nil || len(dirs) == 0 {
 		return err
 	}
-	unlock, err := lock(filepath.Join(baseDir, ".lock")) // nobody is between making a directory and writing its owner
+	unlock, err := Lock(filepath.Join(baseDir, ".lock")) // nobody is between making a directory and writing its owner
 	if err != nil {
 		return err
 	}
