@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"conduit.io/conduit/proxy"
+	"conduit.io/conduit/proxy/sock"
 	"conduit.io/conduit/tests/program"
 )
 
@@ -181,6 +182,20 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// roomFor is how many descriptors of a process the kernel has room for (proc_pid_status(5)).
+func roomFor(t *testing.T, pid int) (n int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, size, _ := strings.Cut(string(status), "FDSize:")
+	if _, err := fmt.Sscan(size, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestAdminAndSignals(t *testing.T) {
 	up := listen(t)
 	c := config{"listeners": []any{proxyTo(up.Addr().String(), "opaque")}, "admin": "127.0.0.1:0"}
@@ -199,6 +214,9 @@ func TestAdminAndSignals(t *testing.T) {
 		if err != nil || !strings.Contains(string(b), want) {
 			t.Errorf("%s: %v %q", request, err, b)
 		}
+	}
+	if n := roomFor(t, p.cmd.Process.Pid); n < min(1<<14, sock.Descriptors()) {
+		t.Errorf("there is room for %d descriptors: thousands of connections are held up when it has to grow", n)
 	}
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	if err := p.cmd.Wait(); err != nil {

@@ -19,6 +19,7 @@ import (
 	"conduit.io/conduit/proxy/link"
 	"conduit.io/conduit/proxy/loop"
 	"conduit.io/conduit/proxy/node"
+	"conduit.io/conduit/proxy/sock"
 	"conduit.io/conduit/proxy/static"
 )
 
@@ -28,6 +29,9 @@ const (
 	exitError = 1
 	exitUsage = 64 // sysexits.h, EX_USAGE: bad arguments or a bad configuration
 )
+
+// descriptors is for how many there is room from the start: 5 for each pod, and one for each connection. In the kernel it is 128 KB.
+const descriptors = 1 << 14
 
 const usage = `conduit-proxy carries the traffic of one node's enrolled pods.
 
@@ -160,6 +164,9 @@ func run(e Env, o *options, log *slog.Logger) error {
 			return err
 		}
 		cfg, o.shards = c, 1
+	}
+	if err := sock.GrowTable(descriptors); err != nil {
+		log.Warn("connections may be held up for moments while there come to be more of them", "error", err)
 	}
 	loops, stop, err := startLoops(o.shards)
 	if err != nil {
