@@ -15,8 +15,9 @@ import (
 const spareCount = 8
 
 const (
-	// spareAfter is when a copy is replaced: when the ADD that took it is over, and not beside it.
-	spareAfter = 100 * time.Millisecond
+	// spareAfter is when copies are replaced after one was taken: when the ADD that took it is over, and not beside it, but before pods that
+	// come one after the other have taken them all.
+	spareAfter = 10 * time.Millisecond
 	// spareRetry is how long nothing more is loaded after the kernel has refused.
 	spareRetry = 10 * time.Second
 )
@@ -39,6 +40,7 @@ type spares struct {
 	spec  *ebpf.CollectionSpec
 	maps  map[string]*ebpf.Map // that every copy uses
 	ready chan lookupCopy
+	taken chan struct{} // something may be missing
 	end   sync.Once
 	stop  chan struct{}
 	done  chan struct{}
@@ -49,13 +51,19 @@ func newSpares(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) *spares {
 	of := spec.Maps[".bss"]
 	of.Name = "cdt_lookup_of"
 	of.Flags &^= unix.BPF_F_MMAPABLE // it is written once
-	s := &spares{spec: spec, maps: maps, ready: make(chan lookupCopy, spareCount-1), stop: make(chan struct{}), done: make(chan struct{})}
+	s := &spares{spec: spec, maps: maps, ready: make(chan lookupCopy, spareCount), taken: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	go s.fill()
 	return s
 }
 
 // take is a copy that is the caller's from now on.
 func (s *spares) take() (lookupCopy, error) {
+	defer func() {
+		select {
+		case s.taken <- struct{}{}:
+		default:
+		}
+	}()
 	select {
 	case c := <-s.ready:
 		return c, nil
@@ -64,17 +72,23 @@ func (s *spares) take() (lookupCopy, error) {
 	}
 }
 
+// fill loads what is missing, at first and after every take.
 func (s *spares) fill() {
 	defer close(s.done)
 	for {
 		wait := spareAfter
-		if c, err := s.load(); err != nil {
-			wait = spareRetry // whoever takes one is told
-		} else {
+		for len(s.ready) < spareCount && !s.stopped() { // nobody else adds one
+			c, err := s.load()
+			if err != nil {
+				wait = spareRetry // whoever takes one is told
+				break
+			}
+			s.ready <- c
+		}
+		if wait == spareAfter {
 			select {
-			case s.ready <- c:
+			case <-s.taken:
 			case <-s.stop:
-				c.close()
 				return
 			}
 		}
@@ -83,6 +97,15 @@ func (s *spares) fill() {
 		case <-s.stop:
 			return
 		}
+	}
+}
+
+func (s *spares) stopped() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
 	}
 }
 

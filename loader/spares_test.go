@@ -1,8 +1,11 @@
 package loader
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
-// Every copy is a pod's own, also when more are taken than are held ready, and none is left when the Datapath is closed.
+// Every copy is a pod's own, also when more are taken than are held ready; others take their place, and none is left when the Datapath is closed.
 func TestSpares(t *testing.T) {
 	before := len(openFiles())
 	d := openAt(t, pinDir(t))
@@ -23,6 +26,12 @@ func TestSpares(t *testing.T) {
 			t.Errorf("copy %d is that of %d (%v)", want, got, err)
 		}
 		c.close()
+	}
+	for deadline := time.Now().Add(30 * time.Second); len(d.spares.ready) < spareCount; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d copies are ready, want %d again", len(d.spares.ready), spareCount)
+		}
+		<-time.After(time.Millisecond)
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
