@@ -121,16 +121,9 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment, netns *podnet
 	before := p.attachments[a.Key()]
 	delete(m.deleted, a.Key())
 	p.attachments[a.Key()] = a
-	err = m.cfg.Store.Put(a)
-	if err == nil {
+	if err = m.cfg.Store.Put(a); err == nil {
 		m.refresh()
-		err = m.publish(ctx)
-	}
-	switch {
-	case err == nil && p.workload.Meshed:
-		err = m.wire(ctx, p, netns)
-	case err == nil, !p.workload.Meshed && errors.Is(err, proxylink.ErrClosed):
-		err = m.sync(ctx, p)
+		err = m.bring(ctx, p, netns)
 	}
 	if err == nil && p.workload.Meshed && !p.held {
 		err = errNoProxy
@@ -146,6 +139,21 @@ func (m *Manager) attach(ctx context.Context, a *store.Attachment, netns *podnet
 		m.refresh()
 	}
 	return false, err
+}
+
+// bring tells the proxy of what has come with p, and makes p what it should be.
+func (m *Manager) bring(ctx context.Context, p *pod, netns *podnet.Netns) error {
+	said, err := m.announce()
+	switch {
+	case err == nil && p.workload.Meshed:
+		return m.wire(ctx, p, netns, said)
+	case err == nil:
+		err = said(ctx)
+	}
+	if !p.workload.Meshed && (err == nil || errors.Is(err, proxylink.ErrClosed)) {
+		return m.sync(ctx, p)
+	}
+	return err
 }
 
 // displace drops an attachment of the same key whose namespace was another one: a sandbox that was made anew.

@@ -55,7 +55,7 @@ type Manager struct {
 	snapshot *node.Snapshot  // the newest; nil before the first
 	link     *proxylink.Link // nil while no proxy is ready
 	linked   chan struct{}   // closed when link becomes non-nil, and made anew when it is lost
-	sent     uint64          // version of the snapshot that the linked proxy has
+	sent     *node.Snapshot  // the one that the linked proxy has; nil when that is not known
 	alone    map[uint64]bool // cookies of pods whose record is lost or cannot be read: left as they are
 	debris   map[uint64]bool // cookies of pods that are gone, of which the kernel may still have something
 	strays   map[manifest.Name]Stray
@@ -230,8 +230,8 @@ func (m *Manager) breathe() {
 // reconcile brings everything up to what the manifests say now. It breathes.
 func (m *Manager) reconcile(ctx context.Context) {
 	m.takeUp(false)
-	m.renew(ctx)
-	failed, again := !m.tidy(), false
+	failed, again := !m.renew(ctx), false
+	failed = !m.tidy() || failed
 	for _, p := range m.sorted() {
 		if m.pods[p.cookie] != p || m.settled(p) {
 			continue
@@ -254,7 +254,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 		m.breathe()
 		select {
 		case <-m.kick: // all pods may take their time, and the proxy is to hear of others at once
-			m.renew(ctx)
+			failed = !m.renew(ctx) || failed
 			again = true // for pods that were passed by
 		default:
 		}

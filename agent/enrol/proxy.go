@@ -29,22 +29,45 @@ func (m *Manager) supersede(next *node.Snapshot) {
 
 // publish sends the snapshot to the proxy if it has another one.
 func (m *Manager) publish(ctx context.Context) error {
-	if m.link == nil || m.snapshot == nil || m.sent == m.snapshot.Version {
-		return nil
-	}
-	if _, err := m.link.Call(ctx, &node.Message{Snapshot: m.snapshot}); err != nil {
+	said, err := m.announce()
+	if err != nil {
 		return err
 	}
-	m.sent = m.snapshot.Version
-	return nil
+	return said(ctx)
 }
 
-// renew makes the snapshot anew, and sends it to the proxy if it has changed.
-func (m *Manager) renew(ctx context.Context) {
-	m.refresh()
-	if err := m.publish(ctx); err != nil {
-		m.cfg.Log.Error("proxy was not brought up to date", "error", err)
+// announce is publish that does not wait for the proxy.
+func (m *Manager) announce() (word, error) {
+	before, now := m.sent, m.snapshot
+	if m.link == nil || now == nil || before == now {
+		return nothingSaid, nil
 	}
+	msg := &node.Message{Snapshot: now}
+	if before != nil {
+		msg = &node.Message{Update: node.Changes(before, now)}
+	}
+	answer, err := m.link.Send(msg)
+	if err != nil {
+		return nil, err
+	}
+	m.sent = nil // until it is known
+	return func(ctx context.Context) error {
+		_, err := answer.Wait(ctx)
+		if err == nil {
+			m.sent = now
+		}
+		return err
+	}, nil
+}
+
+// renew makes the snapshot anew, and sends it to the proxy if it has changed. It reports whether the proxy has it.
+func (m *Manager) renew(ctx context.Context) bool {
+	m.refresh()
+	err := m.publish(ctx)
+	if err != nil {
+		m.cfg.Log.Error("proxy was not brought up to date; trying again", "error", err)
+	}
+	return err == nil
 }
 
 func (m *Manager) certificates(leaves []*identity.Leaf) *node.Message {
@@ -98,7 +121,7 @@ func (m *Manager) Attach(ctx context.Context, l *proxylink.Link) error {
 		}
 	}
 	former := m.link // of a proxy that goes on with what it has: nil, unless this one takes its place
-	m.link, m.sent = l, 0
+	m.link, m.sent = l, nil
 	if err := m.publish(ctx); err != nil {
 		m.link = nil
 		return err

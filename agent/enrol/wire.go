@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -38,7 +37,7 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 			return err
 		}
 		defer netns.Close()
-		return m.wire(ctx, p, netns)
+		return m.wire(ctx, p, netns, nothingSaid)
 	case p.enrolled:
 		return m.part(ctx, p)
 	case p.leaving && m.link != nil && !p.held:
@@ -47,41 +46,69 @@ func (m *Manager) sync(ctx context.Context, p *pod) error {
 	return nil
 }
 
+// word is what the proxy has yet to say to something that it was asked. It must be called once.
+type word func(context.Context) error
+
+func nothingSaid(context.Context) error { return nil }
+
+// after waits, and returns err if there was one before.
+func (w word) after(ctx context.Context, err error) error {
+	if said := w(ctx); err == nil {
+		return said
+	}
+	return err
+}
+
 // wire enrols the pod, or repairs and updates it. The order makes sure that nothing is steered before it can be served:
-// rules and routes, listeners, the proxy's word, the listener map, the lookup program, and the pod's entry last.
-func (m *Manager) wire(ctx context.Context, p *pod, netns *podnet.Netns) error {
+// rules and routes, listeners, lookup program, the proxy's word, the listener map, and the pod's entry last. The proxy works meanwhile: its
+// word, and an earlier one, is waited for no sooner than it is needed.
+func (m *Manager) wire(ctx context.Context, p *pod, netns *podnet.Netns, earlier word) error {
 	p.parts = time.Time{}
 	if !p.enrolled && !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)) {
-		return errNoLeaf
+		return earlier.after(ctx, errNoLeaf)
 	}
-	if err := m.address(p, netns); err != nil {
+	err := m.address(p, netns)
+	if err == nil {
+		err = m.route(p, netns)
+	}
+	said := word(nothingSaid)
+	if err == nil {
+		said, err = m.listeners(p, netns)
+	}
+	if p.enrolled && errors.Is(err, errNoProxy) {
+		err = nil // this is what its agent-down mode is for
+	}
+	if err == nil {
+		err = m.lookup(p, netns)
+	}
+	if err = said.after(ctx, earlier.after(ctx, err)); err != nil {
 		return err
 	}
-	if err := m.route(p, netns); err != nil {
-		return err
-	}
-	if err := m.listeners(ctx, p, netns); err != nil && !(p.enrolled && errors.Is(err, errNoProxy)) {
-		return err // an enrolled pod without a proxy is what its agent-down mode is for
-	}
+	return m.enrol(p)
+}
+
+// lookup sees to the pod's lookup program. When the kernel has lost something of the pod, enrol tells it all again.
+func (m *Manager) lookup(p *pod, netns *podnet.Netns) error {
 	d := m.cfg.Datapath
-	var lost error
 	if p.enrolled {
-		if lost = d.CheckPod(p.cookie); lost != nil {
-			m.cfg.Log.Warn("kernel state of the pod differs; repairing it", "pod", p.name().String(), "found", lost)
-			p.kernel = loader.Pod{} // tell the kernel again
+		lost := d.CheckPod(p.cookie)
+		if lost == nil {
+			return nil
 		}
+		m.cfg.Log.Warn("kernel state of the pod differs; repairing it", "pod", p.name().String(), "found", lost)
+		p.kernel = loader.Pod{}
 	}
-	if !p.enrolled || lost != nil {
-		if err := d.AttachLookup(netns.File, p.cookie); err != nil {
-			return err
-		}
-	}
+	return d.AttachLookup(netns.File, p.cookie)
+}
+
+// enrol makes the pod's entry.
+func (m *Manager) enrol(p *pod) error {
 	want := kernelPod(p)
 	if p.enrolled && samePod(want, p.kernel) {
 		p.leaving = false
 		return nil
 	}
-	if err := d.Enrol(p.cookie, want); err != nil {
+	if err := m.cfg.Datapath.Enrol(p.cookie, want); err != nil {
 		return err
 	}
 	if !p.enrolled {
@@ -142,65 +169,6 @@ func kernelPod(p *pod) loader.Pod {
 
 func samePod(a, b loader.Pod) bool {
 	return a.OutOpen == b.OutOpen && a.InOpen == b.InOpen && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Probes, b.Probes)
-}
-
-// listeners makes sure that the proxy holds listeners of the pod, that the kernel has the same, and that the proxy knows
-// the pod as it is now. Listeners that are alive are left alone.
-func (m *Manager) listeners(ctx context.Context, p *pod, netns *podnet.Netns) error {
-	if m.link == nil {
-		return errNoProxy
-	}
-	d := m.cfg.Datapath
-	alive, err := d.Listeners(p.cookie)
-	if err != nil {
-		return err
-	}
-	msg := &node.Message{Pod: &node.Pod{Cookie: p.cookie, Workload: p.workload}}
-	if p.held && !p.leaving && complete(alive) {
-		if sameWorkload(&p.told, &p.workload) {
-			return nil
-		}
-		if _, err := m.link.Call(ctx, msg); err != nil {
-			return err
-		}
-		p.told = p.workload
-		return nil
-	}
-	if m.early(p, complete(alive)) {
-		time.AfterFunc(retryAfter, m.Kick) // of its end nobody tells
-		return errEarly
-	}
-	l, err := podnet.Listen(netns)
-	if err != nil {
-		return err
-	}
-	defer l.Close() // the proxy's copies stay: when it dies, the kernel empties the slots
-	if _, err := m.link.Call(ctx, msg, append([]*os.File{netns.File}, l.Files[:]...)...); err != nil {
-		return err
-	}
-	p.held, p.told = true, p.workload
-	for slot, f := range l.Files {
-		if !l.Present[slot] {
-			continue
-		}
-		if err := d.SetListener(p.cookie, kernel.Slot(slot), int(f.Fd())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// early reports whether the pod is better off with another proxy, which has all of its listeners (served), than with the linked one: that
-// has started together with this agent, which has no certificates yet, or has not heard the controller. Who waits for an ADD does not want another one.
-func (m *Manager) early(p *pod, served bool) bool {
-	untold := m.cfg.Directory != nil && !m.cfg.Directory.Told()
-	return served && !p.held && p.enrolled && !p.adding && (untold || !m.cfg.Keeper.Holds(p.workload.Identity(m.cfg.TrustDomain)))
-}
-
-// complete reports whether the slots are filled: those of IPv4, and those of IPv6 together or, in a namespace without
-// it, not at all.
-func complete(alive [kernel.SlotCount]bool) bool {
-	return alive[node.InV4] && alive[node.OutV4] && alive[node.InV6] == alive[node.OutV6]
 }
 
 // part has a running pod take plaintext, whatever its mode was, and un-enrols it later: those who are still about to reach it by mTLS, because

@@ -148,43 +148,65 @@ func (l *Link) fail(err error) {
 	}
 }
 
-// Call sends a request with its files, which stay the caller's, and waits for the answer. An answer that is an error is
-// returned as one. After CallTimeout the link is closed: nobody knows what the proxy has done. When ctx ends first, the link
-// stays, and the caller must reckon with either.
+// Call sends a request with its files, which stay the caller's, and waits for the answer: see Send and Answer.Wait.
 func (l *Link) Call(ctx context.Context, m *node.Message, files ...*os.File) (*node.Ack, error) {
-	ch := make(chan *node.Ack, 1)
+	a, err := l.Send(m, files...)
+	if err != nil {
+		return nil, err
+	}
+	return a.Wait(ctx)
+}
+
+// Answer is what the proxy will say to a request. It may be waited for once.
+type Answer struct {
+	l     *Link
+	id    uint64
+	ack   chan *node.Ack
+	until time.Time
+}
+
+// Send sends a request with its files, which stay the caller's. The proxy carries out requests in the order in which they were sent, and
+// answers in that order.
+func (l *Link) Send(m *node.Message, files ...*os.File) (*Answer, error) {
+	a := &Answer{l: l, ack: make(chan *node.Ack, 1), until: time.Now().Add(CallTimeout)}
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
 		return nil, l.err
 	}
 	l.last++
-	m.ID = l.last
-	l.waiting[m.ID] = ch
+	a.id, m.ID = l.last, l.last
+	l.waiting[a.id] = a.ack
 	l.mu.Unlock()
-	l.c.SetWriteDeadline(time.Now().Add(CallTimeout))
+	l.c.SetWriteDeadline(a.until)
 	if err := l.c.Send(m, files...); err != nil {
 		l.fail(fmt.Errorf("%w: %w", ErrClosed, err))
 		return nil, fmt.Errorf("ask proxy: %w", err)
 	}
-	timer := time.NewTimer(CallTimeout)
+	return a, nil
+}
+
+// Wait waits for the answer. An answer that is an error is returned as one. CallTimeout after the request was sent the link is closed:
+// nobody knows what the proxy has done. When ctx ends first, the link stays, and the caller must reckon with either.
+func (a *Answer) Wait(ctx context.Context) (*node.Ack, error) {
+	timer := time.NewTimer(time.Until(a.until))
 	defer timer.Stop()
 	select {
-	case ack := <-ch:
+	case ack := <-a.ack:
 		if ack.Error != "" {
 			return ack, fmt.Errorf("proxy refused: %s", ack.Error)
 		}
 		return ack, nil
-	case <-l.done:
-		return nil, l.err
+	case <-a.l.done:
+		return nil, a.l.err
 	case <-ctx.Done():
-		l.mu.Lock()
-		delete(l.waiting, m.ID)
-		l.mu.Unlock()
+		a.l.mu.Lock()
+		delete(a.l.waiting, a.id)
+		a.l.mu.Unlock()
 		return nil, fmt.Errorf("ask proxy: %w", ctx.Err())
 	case <-timer.C:
 		err := fmt.Errorf("%w: %w within %v", ErrClosed, errHung, CallTimeout)
-		l.fail(err)
+		a.l.fail(err)
 		return nil, err
 	}
 }

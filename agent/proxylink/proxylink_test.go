@@ -330,6 +330,21 @@ func TestCalls(t *testing.T) {
 	if _, err := l.Call(ctx, &node.Message{Pod: &node.Pod{Cookie: 1}}); err == nil || !strings.Contains(err.Error(), "no such pod") {
 		t.Errorf("a refusal came back as %v", err)
 	}
+	// Requests may be on their way together, and each has its own answer.
+	first, err := l.Send(&node.Message{Stats: &node.StatsRequest{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := l.Send(&node.Message{Pod: &node.Pod{Cookie: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.Wait(ctx); err == nil || !strings.Contains(err.Error(), "no such pod") {
+		t.Errorf("the second of two answers: %v", err)
+	}
+	if ack, err := first.Wait(ctx); err != nil || ack.Stats != "up 1\n" {
+		t.Errorf("the first of two answers: %+v, %v", ack, err)
+	}
 	// A pod may have drained before anybody asked to be told.
 	if _, err := l.Call(ctx, &node.Message{Remove: &node.Remove{Cookie: 7, Drain: true}}); err != nil {
 		t.Fatal(err)

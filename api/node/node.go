@@ -11,7 +11,7 @@ import (
 )
 
 // Version is the protocol version. Agent and proxy of different versions refuse each other.
-const Version = 3
+const Version = 4
 
 // Slot numbers one of a pod's four listeners, in the order in which their descriptors are sent.
 type Slot uint32
@@ -38,6 +38,7 @@ type Message struct {
 	// Agent to proxy.
 	Kernel       *Kernel       `json:"kernel,omitempty"`       // files: the socket-tag map
 	Snapshot     *Snapshot     `json:"snapshot,omitempty"`     // replaces the whole discovery state
+	Update       *Update       `json:"update,omitempty"`       // changes it
 	Certificates *Certificates `json:"certificates,omitempty"` // adds or replaces
 	Pod          *Pod          `json:"pod,omitempty"`          // files: netns, then 4 listeners; or none to update settings only
 	Remove       *Remove       `json:"remove,omitempty"`

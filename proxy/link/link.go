@@ -192,7 +192,9 @@ func (s *Server) handle(m *api.Message, files []*os.File) (ack *api.Ack, grace t
 		}
 		err = s.node.SetKernel(files[0])
 	case m.Snapshot != nil:
-		err = s.node.SetSnapshot(m.Snapshot)
+		s.node.SetSnapshot(m.Snapshot)
+	case m.Update != nil:
+		err = s.node.Update(m.Update)
 	case m.Certificates != nil:
 		err = s.node.SetCertificates(m.Certificates)
 	case m.Pod != nil:

@@ -56,8 +56,9 @@ type Node struct {
 	pods     atomic.Pointer[registry]
 	interest *interest
 
-	mu      sync.Mutex // orders changes
-	drained func(cookie uint64)
+	mu       sync.Mutex // orders changes
+	snapshot *api.Snapshot
+	drained  func(cookie uint64)
 }
 
 // registry is the pods that are held; immutable.
@@ -129,15 +130,30 @@ func (n *Node) SetKernel(f *os.File) error {
 
 // SetSnapshot puts s, which the Node keeps, in force, whatever its version: the agent knows best. Of what it was asked and does not know yet
 // the snapshot before goes on telling.
-func (n *Node) SetSnapshot(s *api.Snapshot) error {
+func (n *Node) SetSnapshot(s *api.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.supersede(s)
+}
+
+// Update changes the snapshot in force, as SetSnapshot would. It is an error, and changes nothing, if u is not about that one.
+func (n *Node) Update(u *api.Update) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s, err := u.Apply(n.snapshot)
+	if err == nil {
+		n.supersede(s)
+	}
+	return err
+}
+
+func (n *Node) supersede(s *api.Snapshot) {
+	n.snapshot = s
 	t := table.New(s)
 	t.Keep(n.table.Load(), n.interest.list())
 	n.table.Swap(t)
 	n.process.Snapshot.Store(s.Version)
 	n.each(func(sh *shard) { sh.snapshotChanged() })
-	return nil
 }
 
 // SetCertificates adds or replaces certificates, and replaces the roots.
