@@ -2,6 +2,7 @@
 package discovery
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,15 +27,13 @@ type Options struct {
 
 // Build makes the snapshot of o; its Version is 0. The result is in a fixed order: equal input, equal output.
 func Build(o *manifest.Objects, opt Options) *node.Snapshot {
-	s := &node.Snapshot{TrustDomain: opt.TrustDomain, Node: opt.Node, Workloads: []mesh.Workload{}, Services: []mesh.Service{}}
+	s := &node.Snapshot{TrustDomain: opt.TrustDomain, Node: opt.Node, Workloads: make([]mesh.Workload, 0, len(o.Pods)), Services: []mesh.Service{}}
 	pods := make([]podView, 0, len(o.Pods))
 	for name, p := range o.Pods {
 		pods = append(pods, podView{name: name, pod: p, addrs: addresses(name, p, opt)})
 	}
-	slices.SortFunc(pods, func(a, b podView) int { return strings.Compare(a.name.String(), b.name.String()) })
-	byNamespace := map[string][]podView{}
+	slices.SortFunc(pods, func(a, b podView) int { return a.name.Compare(b.name) })
 	for _, v := range pods {
-		byNamespace[v.name.Namespace] = append(byNamespace[v.name.Namespace], v)
 		// A pod on the host's network shares its addresses: no address of it names a workload.
 		if !v.pod.Spec.HostNetwork && !kube.Ended(v.pod) {
 			w := Workload(o, v.pod, opt.Node)
@@ -42,15 +41,22 @@ func Build(o *manifest.Objects, opt Options) *node.Snapshot {
 			s.Workloads = append(s.Workloads, w)
 		}
 	}
-	for name, svc := range o.Services {
-		if svc.Spec.Type != corev1.ServiceTypeExternalName {
-			s.Services = append(s.Services, services(name, svc, byNamespace[name.Namespace], opt.Node)...)
+	for _, name := range slices.SortedFunc(maps.Keys(o.Services), manifest.Name.Compare) {
+		if svc := o.Services[name]; svc.Spec.Type != corev1.ServiceTypeExternalName {
+			s.Services = append(s.Services, services(name, svc, inNamespace(pods, name.Namespace), opt.Node)...)
 		}
 	}
-	slices.SortStableFunc(s.Services, func(a, b mesh.Service) int {
-		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
-	})
 	return s
+}
+
+// inNamespace are those of the pods, which are in order, that are in a namespace.
+func inNamespace(pods []podView, namespace string) []podView {
+	first, _ := slices.BinarySearchFunc(pods, namespace, func(v podView, n string) int { return strings.Compare(v.name.Namespace, n) })
+	n := slices.IndexFunc(pods[first:], func(v podView) bool { return v.name.Namespace != namespace })
+	if n < 0 {
+		return pods[first:]
+	}
+	return pods[first : first+n]
 }
 
 // NextVersion is a version greater than last, and greater than any that an earlier process of this node gave out,

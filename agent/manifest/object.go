@@ -3,7 +3,9 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 
 	"conduit.io/conduit/api/v1alpha1"
 
@@ -26,6 +28,11 @@ type Name struct {
 
 // String is namespace/name.
 func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Compare orders by namespace, and then by name.
+func (n Name) Compare(o Name) int {
+	return cmp.Or(strings.Compare(n.Namespace, o.Namespace), strings.Compare(n.Name, o.Name))
+}
 
 // Fault is one thing wrong with a manifest.
 type Fault struct {

@@ -38,7 +38,7 @@ func BenchmarkAdd(b *testing.B) {
 }
 
 func benchmarkAdd(b *testing.B, atOnce int) (p99 time.Duration) {
-	n := testnet.New(b, testnet.Config{Mesh: true})
+	n := testnet.New(b, testnet.Config{Mesh: true, InMemory: true})
 	n.EnrolledNamespace("shop")
 	plugins, dir := b.TempDir(), b.TempDir()
 	if err := program.Build(plugins, stopwatch.Package); err != nil {
@@ -121,8 +121,8 @@ func agentTook(b *testing.B, node *lab.Node) {
 	if len(all) != added {
 		b.Fatalf("the agent tells of %d pods", len(all))
 	}
-	b.ReportMetric(all[added/2], "agent-p50-ms")
-	b.ReportMetric(all[added*99/100], "agent-p99-ms")
+	b.ReportMetric(all[added/2-1], "agent-p50-ms") // nearest rank, as with stopwatches
+	b.ReportMetric(all[added*99/100-1], "agent-p99-ms")
 }
 
 // cpuTimes are what a node's agent and proxy have used of the CPU.

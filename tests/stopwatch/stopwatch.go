@@ -3,6 +3,7 @@ package stopwatch
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,7 +84,8 @@ func (t *Times) Report(b *testing.B) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
+// quantile is the least of all that so large a part of them does not exceed (nearest rank).
 func quantile(all []time.Duration, q float64) time.Duration {
 	all = slices.Sorted(slices.Values(all))
-	return all[min(len(all)-1, int(q*float64(len(all))))]
+	return all[max(0, int(math.Ceil(q*float64(len(all))))-1)]
 }

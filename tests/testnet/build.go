@@ -67,12 +67,15 @@ func sweep() error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), namePrefix+"[0-9a-f]*", "owner"))
-	errs := []error{err}
-	for _, owner := range dirs {
-		dir := filepath.Dir(owner)
-		if !lab.Alive(dir) {
-			errs = append(errs, lab.Sweep(filepath.Base(dir), dir, lab.DefaultBPFFS))
+	var errs []error
+	for _, parent := range []string{os.TempDir(), inMemory} {
+		dirs, err := filepath.Glob(filepath.Join(parent, namePrefix+"[0-9a-f]*", "owner"))
+		errs = append(errs, err)
+		for _, owner := range dirs {
+			dir := filepath.Dir(owner)
+			if !lab.Alive(dir) {
+				errs = append(errs, lab.Sweep(filepath.Base(dir), dir, lab.DefaultBPFFS))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -23,7 +23,12 @@ import (
 // Config says what a test needs.
 type Config struct {
 	Mesh bool // the Conduit binaries, for nodes with agents
+	// InMemory has nodes keep what they keep in memory, as they do in /run; otherwise it is wherever temporary files are.
+	InMemory bool
 }
+
+// inMemory is a directory in memory on every Linux.
+const inMemory = "/dev/shm"
 
 // Net is a lab that belongs to a test.
 type Net struct {
@@ -41,10 +46,13 @@ func New(t testing.TB, cfg Config) *Net {
 		t.Skip("SKIPPED: needs root (network namespaces and BPF); run `sudo make test`")
 	}
 	bins := Build(t, cfg.Mesh)
-	name := namePrefix + randomHex(4)
+	name, parent := namePrefix+randomHex(4), os.TempDir() // not t.TempDir: its paths are too long for Unix sockets
+	if cfg.InMemory {
+		parent = inMemory
+	}
 	l, err := lab.New(lab.Config{
 		Name:       name,
-		Dir:        filepath.Join(os.TempDir(), name), // not t.TempDir: its paths are too long for Unix sockets
+		Dir:        filepath.Join(parent, name),
 		PluginPath: []string{bins.CNI},
 		BinDir:     bins.Conduit,
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, nil)),
