@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +20,8 @@ const (
 	// nextFile is written by an agent that is to follow the one which has the run directory.
 	nextFile = "agent.next"
 
-	lockEvery = 50 * time.Millisecond
+	lockEvery  = 50 * time.Millisecond
+	askedEvery = 100 * time.Millisecond
 )
 
 // errRunning is wrapped when another agent has the run directory.
@@ -109,16 +109,10 @@ func take(ctx context.Context, runDir string, ask bool) (*lock, error) {
 }
 
 // asked returns when another agent asks for the run directory, or ctx ends. What was asked of an earlier holder does not count: it was
-// taken away with the lock.
+// taken away with the lock. It looks, and is not told: nodes may have no inotify instance to spare, and an agent must not end for that.
 func asked(ctx context.Context, runDir string) error {
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer w.Close()
-		err = w.Add(runDir)
-	}
-	if err != nil {
-		return fmt.Errorf("watch the run directory: %w", err)
-	}
+	tick := time.NewTicker(askedEvery)
+	defer tick.Stop()
 	for {
 		if _, err := os.Stat(filepath.Join(runDir, nextFile)); err == nil {
 			return nil
@@ -126,8 +120,7 @@ func asked(ctx context.Context, runDir string) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-w.Events:
-		case <-w.Errors: // it looks once more
+		case <-tick.C:
 		}
 	}
 }

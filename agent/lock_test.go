@@ -33,7 +33,7 @@ func TestRunDirectoryIsHandedOver(t *testing.T) {
 	select {
 	case err := <-given:
 		t.Errorf("given up, and nobody has asked: %v", err)
-	case <-time.After(4 * lockEvery):
+	case <-time.After(2 * askedEvery):
 	}
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -59,7 +59,7 @@ func TestRunDirectoryIsHandedOver(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, nextFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("what was asked is still there: %v", err)
 	}
-	short, end := context.WithTimeout(ctx, 4*lockEvery)
+	short, end := context.WithTimeout(ctx, 2*askedEvery)
 	defer end()
 	if err := asked(short, dir); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("nobody asks, and it hears %v", err)

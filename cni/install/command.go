@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 )
 
@@ -69,7 +70,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer cancel()
 		say := printState(stdout)
+		debug.SetGCPercent(25) // it lives as long as the node, and has little to do
 		err = in.Watch(ctx, func(st State, err error) {
+			debug.FreeOSMemory() // to copy the program takes its size once
 			if err := say(st, err); err != nil {
 				fmt.Fprintf(stderr, "conduit-cni: %v\n", err)
 			}

@@ -189,16 +189,16 @@ func isConverted(list string) (bool, error) {
 
 // copyPlugin copies the plugin's program, if another one or none is there.
 func (in Installer) copyPlugin() (bool, error) {
-	data, err := os.ReadFile(in.Plugin)
-	if err != nil {
-		return false, err
-	}
 	target := filepath.Join(in.BinDir, PluginType)
 	info, err := os.Stat(target)
 	if err == nil && info.Mode().Perm() == 0o755 {
-		if have, err := os.ReadFile(target); err == nil && bytes.Equal(have, data) {
+		if same, err := sameContent(target, in.Plugin); err == nil && same {
 			return false, nil
 		}
+	}
+	data, err := os.ReadFile(in.Plugin)
+	if err != nil {
+		return false, err
 	}
 	if err := os.MkdirAll(in.BinDir, 0o755); err != nil {
 		return false, err

@@ -1,11 +1,13 @@
 package install
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -344,4 +346,61 @@ func TestConcurrentWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustUninstall(t, in, "10-net.conflist -rw-r-----\n"+version(writes)+"\n")
+}
+
+// TestSameContent: files of any length, alike, and different at any place.
+func TestSameContent(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name string, data []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, size := range []int{0, 1, 32<<10 - 1, 32 << 10, 32<<10 + 1, 100 << 10} {
+		data := bytes.Repeat([]byte("0123456789"), size/10+1)[:size]
+		a := put("a", data)
+		if same, err := sameContent(a, put("b", data)); err != nil || !same {
+			t.Errorf("%d bytes, alike: %v, %v", size, same, err)
+		}
+		if same, err := sameContent(a, put("b", append(bytes.Clone(data), 'x'))); err != nil || same {
+			t.Errorf("%d bytes, and one more: %v, %v", size, same, err)
+		}
+		if same, err := sameContent(put("b", append(bytes.Clone(data), 'x')), a); err != nil || same {
+			t.Errorf("one more than %d bytes: %v, %v", size, same, err)
+		}
+		if size > 0 {
+			other := bytes.Clone(data)
+			other[size-1]++
+			if same, err := sameContent(a, put("b", other)); err != nil || same {
+				t.Errorf("%d bytes, the last one another: %v, %v", size, same, err)
+			}
+		}
+	}
+	if _, err := sameContent(filepath.Join(dir, "a"), filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no file: %v", err)
+	}
+}
+
+// TestLookingIsCheap: to look whether all is in place, as a node does for as long as it runs, takes no memory of the program's size.
+func TestLookingIsCheap(t *testing.T) {
+	in := installer(t)
+	put(t, in.conf("10-net.conflist"), bridgeList)
+	if err := os.WriteFile(in.Plugin, make([]byte, 4<<20), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Install(); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if st, err := in.Install(); err != nil || st.Changed {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 1<<20 {
+		t.Errorf("it took %d bytes", took)
+	}
 }

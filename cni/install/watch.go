@@ -21,13 +21,18 @@ const (
 // Watch keeps the plugin installed until ctx ends: it runs Install now and after every change of the directories, such as a
 // primary plugin that writes its configuration anew. It calls report, in its own goroutine, after each run that did or found
 // something new: with ErrNoConfig while it waits for a primary plugin. It leaves the plugin installed. While it watches and the
-// plugin is in place, in.Lock is locked.
+// plugin is in place, in.Lock is locked. Where the node has no inotify instance to spare, it looks every second instead.
 func (in Installer) Watch(ctx context.Context, report func(State, error)) error {
-	w, err := fsnotify.NewWatcher()
+	return in.watch(ctx, fsnotify.NewWatcher, report)
+}
+
+func (in Installer) watch(ctx context.Context, watcher func() (*fsnotify.Watcher, error), report func(State, error)) error {
+	w, err := watcher()
 	if err != nil {
-		return fmt.Errorf("watch CNI configuration: %w", err)
+		w = nil
+	} else {
+		defer w.Close()
 	}
-	defer w.Close()
 	place := place{path: in.Lock}
 	defer place.close()
 	said := ""
@@ -51,8 +56,11 @@ func (in Installer) Watch(ctx context.Context, report func(State, error)) error 
 	}
 }
 
-// watchDirs watches what is there, and tells whether that is all. A directory that is watched already stays so.
+// watchDirs watches what is there, and tells whether that is all. A directory that is watched already stays so. w may be nil.
 func (in Installer) watchDirs(w *fsnotify.Watcher) bool {
+	if w == nil {
+		return false
+	}
 	all := true
 	dirs := []string{in.ConfDir, in.BinDir}
 	if file, err := first(in.ConfDir); err == nil {
@@ -72,18 +80,25 @@ func (in Installer) watchDirs(w *fsnotify.Watcher) bool {
 func await(ctx context.Context, w *fsnotify.Watcher, pause time.Duration) bool {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	var until time.Time
+	var (
+		until  time.Time
+		events chan fsnotify.Event
+		errs   chan error
+	)
+	if w != nil {
+		events, errs = w.Events, w.Errors
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-timer.C:
 			return true
-		case err := <-w.Errors:
+		case err := <-errs:
 			if !errors.Is(err, fsnotify.ErrEventOverflow) {
 				return true
 			}
-		case <-w.Events:
+		case <-events:
 		}
 		if until.IsZero() {
 			until = time.Now().Add(settled)

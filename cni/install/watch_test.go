@@ -11,17 +11,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
 // watched runs Watch until the test ends, and gives its reports.
 func watched(t *testing.T, in Installer) <-chan string {
 	t.Helper()
+	return watchedBy(t, in, fsnotify.NewWatcher)
+}
+
+func watchedBy(t *testing.T, in Installer, watcher func() (*fsnotify.Watcher, error)) <-chan string {
+	t.Helper()
 	reports := make(chan string, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- in.Watch(ctx, func(st State, err error) {
+		done <- in.watch(ctx, watcher, func(st State, err error) {
 			switch {
 			case errors.Is(err, ErrNoConfig):
 				reports <- "waiting"
@@ -145,6 +151,17 @@ func TestWatchRepairs(t *testing.T) {
 	wantReport(t, reports, "05-new.conflist")
 	if _, err := os.Stat(filepath.Join(in.BinDir, PluginType)); err != nil {
 		t.Errorf("the program is not back: %v", err)
+	}
+}
+
+// A node may have no inotify instance to spare: kubelets and others take many of the 128 that a user has.
+func TestWatchWithoutInotify(t *testing.T) {
+	in := installer(t)
+	reports := watchedBy(t, in, func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE })
+	wantReport(t, reports, "waiting")
+	for range 2 {
+		put(t, in.conf("10-net.conflist"), bridgeList)
+		wantReport(t, reports, "10-net.conflist")
 	}
 }
 
