@@ -30,7 +30,7 @@ func (c *Cluster) Uninstall(ctx context.Context, say func(string)) error {
 		return err
 	}
 	if len(had) == 0 {
-		say("nothing of Conduit is on the cluster")
+		say("nothing of Conduit is on the cluster; where kubectl or Helm has removed it, nodes still have the plugin, and start no pods: conduit install --apply --wait, and uninstall once more")
 		return nil
 	}
 	nodes, err := c.nodesOf(ctx, d)

@@ -21,8 +21,11 @@ func BenchmarkIdlePods(b *testing.B) {
 	conduit(b, c, "mesh", "ns/"+c.Namespace, "--apply")
 	for b.Loop() {
 		report := func(when string) {
-			for _, program := range []string{"conduit-agent", "conduit-proxy"} {
+			for program, most := range map[string]float64{"conduit-agent": 40, "conduit-proxy": 12, "conduit-cni": 8} {
 				rss, anon := memory(b, c, 2, program)
+				if rss > most {
+					b.Errorf("%s, %s: %.1f MB resident, and at most %v are wanted", program, when, rss, most)
+				}
 				b.ReportMetric(rss, program+"-"+when+"-RSS-MB")
 				b.ReportMetric(anon, program+"-"+when+"-anon-MB")
 			}
