@@ -77,6 +77,9 @@ func Up(ctx context.Context, opts Options) (c *Cluster, err error) {
 	if err := checkHost(); err != nil {
 		return nil, err
 	}
+	if err := allowWatches(); err != nil {
+		return nil, err
+	}
 	if err := Sweep(); err != nil {
 		return nil, err
 	}
