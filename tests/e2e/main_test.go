@@ -21,18 +21,12 @@ func run(m *testing.M) int {
 	if os.Getenv(kubetest.Env) == "" {
 		return m.Run() // every test skips, and says why
 	}
-	dir, err := os.MkdirTemp("", "conduit-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binDir = dir
-	if err := kubetest.BuildConduit(dir, "e2e-1"); err != nil {
+	var err error
+	if binDir, err = kubetest.BuildConduit("e2e-1"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	opts := kubetest.Options("e2e")
-	opts.Binds = []machine.Bind{{Host: dir, Inside: nodeBin}}
+	opts.Binds = []machine.Bind{{Host: binDir, Inside: nodeBin}}
 	return kubetest.Main(m, opts)
 }

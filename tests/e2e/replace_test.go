@@ -36,8 +36,8 @@ func (w *world) green() {
 // upgrade brings controller, agents and proxies to another version, by the command of that version.
 func (w *world) upgrade() {
 	const version = "e2e-2"
-	dir := w.t.TempDir()
-	if err := kubetest.BuildConduit(dir, version); err != nil {
+	dir, err := kubetest.BuildConduit(version)
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.meshed.ImportConduit(dir, version)

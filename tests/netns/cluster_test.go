@@ -23,6 +23,9 @@ import (
 // (kubetest.Options say which; kubetest.Env must be set). Tests that do to nodes and agents what only a lab lets them do are in a lab still.
 const groundEnv = "CONDUIT_GROUND"
 
+// cityVersion is what is installed, the same build as that of tests/e2e.
+const cityVersion = "e2e-1"
+
 // city is the cluster's installation.
 var city struct {
 	bin       string // Conduit's binaries; empty: there is no cluster
@@ -30,16 +33,11 @@ var city struct {
 }
 
 func mainOnCluster(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "conduit-city-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		err = kubetest.BuildConduit(dir, "city")
-	}
-	if err != nil {
+	var err error
+	if city.bin, err = kubetest.BuildConduit(cityVersion); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	city.bin = dir
 	return kubetest.Main(m, kubetest.Options("city"))
 }
 
@@ -59,8 +57,8 @@ func newClusterGround(t *testing.T) *clusterGround {
 	t.Helper()
 	c := kubetest.New(t)
 	if !city.installed {
-		c.ImportConduit(city.bin, "city")
-		if said, err := c.Conduit(city.bin, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag=city"); err != nil {
+		c.ImportConduit(city.bin, cityVersion)
+		if said, err := c.Conduit(city.bin, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+cityVersion); err != nil {
 			t.Fatalf("conduit install: %v\n%s", err, said)
 		}
 		city.installed = true

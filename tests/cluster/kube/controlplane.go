@@ -179,17 +179,17 @@ func (c *Cluster) waitForAPI(ctx context.Context) error {
 	})
 }
 
-// Poll calls ok until it returns nil or ctx ends; the error then is ok's last one.
+// Poll calls ok until it returns nil or ctx ends; the error then is ok's last one. What takes long is asked for less and less often, down
+// to once a second: to ask costs this computer more than to wait.
 func Poll(ctx context.Context, every time.Duration, what string, ok func() error) error {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+	began := time.Now()
 	for {
 		err := ok()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(max(every, min(time.Since(began)/8, time.Second))):
 		case <-ctx.Done():
 			return fmt.Errorf("wait until %s: %w", what, errors.Join(ctx.Err(), err))
 		}

@@ -2,6 +2,7 @@ package kubetest
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,14 +17,28 @@ func Options(name string) kube.Options {
 	return kube.Options{Name: cmp.Or(os.Getenv("E2E_NAME"), name), CNI: os.Getenv("E2E_CNI"), ProxyMode: os.Getenv("E2E_PROXY"), DualStack: os.Getenv("E2E_DUAL") != ""}
 }
 
-// BuildConduit builds all binaries of Conduit into a directory, as of a version.
-func BuildConduit(dir, version string) error {
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X conduit.io/conduit/mesh.version="+version, "-o", dir+string(filepath.Separator), "conduit.io/conduit/cmd/...")
+// BuildConduit builds all binaries of Conduit, as of a version, and returns the directory that they are in: bin/e2e/VERSION of the
+// repository, where nothing is linked again that has not changed. Processes that build the same version wait for each other.
+func BuildConduit(version string) (dir string, err error) {
+	root, err := kube.Root(context.Background())
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(root, "bin", "e2e", version)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	unlock, err := kube.Lock(dir + ".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X conduit.io/conduit/mesh.version="+version, "-o", dir+string(filepath.Separator), "conduit.io/conduit/cmd/...")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build Conduit: %w\n%s", err, out)
+		return "", fmt.Errorf("build Conduit: %w\n%s", err, out)
 	}
-	return nil
+	return dir, nil
 }
 
 // ImportConduit makes images of the binaries in a directory, and imports them on every node.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -44,13 +45,16 @@ func why() string {
 	return ""
 }
 
-// shared is the cluster of Main.
+// shared is the cluster of Main, from the first test on that needs it.
 var shared struct {
+	opts    kube.Options
+	ctx     context.Context // of Main, for which New starts the cluster
+	start   sync.Once
 	cluster *kube.Cluster
 	err     error
 }
 
-// Main runs a package's tests with one cluster, and ends it. TestMain passes the result to os.Exit.
+// Main runs a package's tests, with one cluster for all of them that want it, and ends it. TestMain passes the result to os.Exit.
 func Main(m *testing.M, opts kube.Options) int {
 	flag.Parse()
 	if why() != "" {
@@ -58,22 +62,18 @@ func Main(m *testing.M, opts kube.Options) int {
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	ctx, stop := context.WithTimeout(ctx, upTimeout)
-	defer stop()
+	shared.ctx, shared.opts = ctx, opts
 	if opts.Progress == nil {
-		opts.Progress = os.Stderr
+		shared.opts.Progress = os.Stderr
 	}
-	c, err := kube.Up(ctx, opts)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	shared.cluster = c
 	code := m.Run()
-	if code != 0 {
-		c.WriteLogs(os.Stderr, 15)
+	if shared.cluster == nil {
+		return code
 	}
-	if err := c.Down(); err != nil {
+	if code != 0 {
+		shared.cluster.WriteLogs(os.Stderr, 15)
+	}
+	if err := shared.cluster.Down(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -94,8 +94,16 @@ func New(t testing.TB) *Cluster {
 	if reason := why(); reason != "" {
 		t.Skip(reason)
 	}
-	if shared.cluster == nil {
+	if shared.ctx == nil {
 		t.Fatal("kubetest: TestMain does not call kubetest.Main")
+	}
+	shared.start.Do(func() {
+		ctx, cancel := context.WithTimeout(shared.ctx, upTimeout)
+		defer cancel()
+		shared.cluster, shared.err = kube.Up(ctx, shared.opts)
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
 	}
 	return View(t, shared.cluster)
 }
@@ -175,9 +183,13 @@ func (c *Cluster) Try(args ...string) (string, error) {
 // Kubectl is Try, and fails the test on an error.
 func (c *Cluster) Kubectl(args ...string) string {
 	c.t.Helper()
+	began := time.Now()
 	out, err := c.Try(args...)
 	if err != nil {
 		c.t.Fatal(err)
+	}
+	if took := time.Since(began); took > long {
+		c.t.Logf("it took %v to kubectl %s", took.Round(100*time.Millisecond), strings.Join(args, " "))
 	}
 	return strings.TrimSpace(out)
 }
@@ -221,10 +233,17 @@ func (c *Cluster) Run(node int, command ...string) string {
 	return out
 }
 
-// Eventually fails the test if ok goes on returning errors.
+// Eventually fails the test if ok goes on returning errors. It logs what takes long.
 func (c *Cluster) Eventually(what string, ok func() error) {
 	c.t.Helper()
+	began := time.Now()
 	if err := kube.Poll(c.Context(), 200*time.Millisecond, what, ok); err != nil {
 		c.t.Fatal(err)
 	}
+	if took := time.Since(began); took > long {
+		c.t.Logf("it took %v until %s", took.Round(100*time.Millisecond), what)
+	}
 }
+
+// long is what the log should tell of, in tests that take minutes.
+const long = 3 * time.Second
