@@ -86,8 +86,12 @@ func (w *world) restarts() {
 
 // tells checks what is said of an outage.
 func (w *world) tells(o outage) {
+	patience := "10s"
+	if o.deaf {
+		patience = "3s"
+	}
 	w.meshed.Eventually("conduit check tells of "+o.what, func() error {
-		said, err := tryConduit(w.meshed, "check", "--timeout", "10s")
+		said, err := tryConduit(w.meshed, "check", "--timeout", patience)
 		if (err == nil) != (len(o.red) == 0) {
 			return fmt.Errorf("conduit check: %v\n%s", err, said)
 		}

@@ -40,11 +40,10 @@ var kinds = []struct {
 // rate is of each client, in requests per second.
 const rate = 8
 
-// servers is a Deployment that behaves well, behind the Service "web": ready when it answers, and when it is to end it goes on until
-// everybody has heard of that, and then sends its clients elsewhere. Its readiness is found out inside, for pods that are STRICT.
+// servers is a Deployment that behaves well, behind the Service "web": ready when it answers the kubelet, STRICT or not, and when it is to
+// end it goes on until everybody has heard of that, and then sends its clients elsewhere.
 func servers(replicas int) string {
-	probe := object{"exec": object{"command": []string{"/load", "run", "--target", fmt.Sprintf("127.0.0.1:%d", kubetest.LoadPort), "--protocol", "http1", "--requests", "1"}},
-		"periodSeconds": 3, "timeoutSeconds": 5}
+	probe := object{"httpGet": object{"port": kubetest.LoadPort, "path": "/"}, "periodSeconds": 3, "timeoutSeconds": 5}
 	labels := object{"app": "web"}
 	pod := object{
 		"terminationGracePeriodSeconds": 20,
