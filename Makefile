@@ -14,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 .DEFAULT_GOAL := build
-.PHONY: help build plugins images demo test vet lint unit race cluster e2e e2e-all scale kernels conformance soak fuzz generate api-baseline clean
+.PHONY: help build plugins images demo test vet lint unit race kubernetes cluster e2e e2e-all scale kernels conformance soak fuzz generate api-baseline clean
 .PHONY: bench bench-memory bench-install bench-node bench-add bench-add-cluster bench-regression bench-tools bench-caddy
 
 help: ## list the targets
@@ -45,29 +45,52 @@ lint: ## formatting and static analysis
 	@$(BUF) build api/proto --exclude-source-info -o - | cmp -s - api/proto/baseline.binpb || { echo "api/proto has grown: run 'make api-baseline' and commit"; exit 1; }
 	$(TOOLS) golangci-lint run ./...
 
+# Without what go test has of vet: vet does all of it.
 unit: build ## unit tests, fuzz seeds, and network-namespace tests with real BPF
-	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -json -p 2 -timeout 20m ./... | $(GO) run ./tests/report
+	CONDUIT_BIN_DIR=$(CURDIR)/$(BIN) $(GO) test -count=1 -json -vet=off -p 2 -timeout 20m ./... | $(GO) run ./tests/report
 
 race: ## the tests that need no root, under the race detector
 	CGO_ENABLED=1 $(GO) test -json -race -short ./mesh/... ./api/... ./proxy/... ./identity/... ./control/... | CGO_ENABLED=0 $(GO) run ./tests/report
 
-cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, the first time ten more to build Kubernetes)
+kubernetes: ## the programs of the Kubernetes clusters that tests use, kept in the user's cache (the first time ten minutes)
+	$(GO) run ./tests/cluster build
+
+cluster: ## tests of the Kubernetes clusters that e2e tests use (root; minutes, see kubernetes)
 	CONDUIT_CLUSTER_TEST=1 $(GO) test -count=1 -timeout 40m -v ./tests/cluster/...
 
 # Scenarios of tests/netns that run in pods of a cluster as they do in labs, and those of them that run in both combinations.
 ESCAPES   := Steering|NothingEscapes|WireEncrypted
 SCENARIOS := $(ESCAPES)|MeshPort|Death|EnrolWhileTalking|ModeChangesApply|Bulk|Ends|StoppedReader|BrokenApplications|Programs
-ON_CLUSTER = CONDUIT_CLUSTER_TEST=1 CONDUIT_GROUND=cluster $(GO) test -count=1 -timeout 60m -v
 
-e2e: ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; 13 min, see cluster)
-	$(ON_CLUSTER) ./tests/e2e/...
-	$(ON_CLUSTER) -run '^Test($(ESCAPES))$$' ./tests/netns
-	E2E_CNI=ptp E2E_PROXY=nftables $(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
-	E2E_CNI=ptp E2E_PROXY=nftables $(ON_CLUSTER) -run '^TestInstall$$' ./tests/e2e
+# Lanes run side by side, as many at a time as LANES says, the longest ones first. Each has clusters of its own, half a processor's work when
+# nothing is wrong. What one says is shown when it has ended, and is in bin/e2e/LANE.log as a whole meanwhile.
+LANES ?= $(shell nproc)
+RUN_LANES = +$(MAKE) --no-print-directory --keep-going --output-sync=target -j $(LANES)
+ON_CLUSTER = @mkdir -p $(BIN)/e2e; echo "== $@: all of it in $(BIN)/e2e/$@.log"; CONDUIT_CLUSTER_TEST=1 CONDUIT_GROUND=cluster E2E_NAME=$@ \
+	$(GO) test -count=1 -json -vet=off -timeout 60m $(1) | $(GO) run ./tests/report -tests -log $(BIN)/e2e/$@.log
+LANES_ALL := lane-live lane-others lane-ha lane-scenarios
+.PHONY: $(LANES_ALL) lane-ptp-scenarios lane-ptp-install lane-escapes
 
-e2e-all: ## all of that in one combination (E2E_CNI=bridge or ptp, E2E_PROXY=iptables or nftables, E2E_DUAL=1 for IPv6)
-	$(ON_CLUSTER) ./tests/e2e/...
-	$(ON_CLUSTER) -run '^Test($(SCENARIOS))$$' ./tests/netns
+e2e: kubernetes ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; about 9 min on two processors; LANES=1: one after the other, 16 min)
+	$(RUN_LANES) lane-live lane-others lane-ha lane-ptp-scenarios lane-ptp-install lane-escapes
+
+e2e-all: kubernetes ## all of that in one combination (E2E_CNI=bridge or ptp, E2E_PROXY=iptables or nftables, E2E_DUAL=1 for IPv6)
+	$(RUN_LANES) $(LANES_ALL)
+
+lane-live:
+	$(call ON_CLUSTER,-run '^TestLive$$' ./tests/e2e)
+lane-ha:
+	$(call ON_CLUSTER,-run '^TestHA$$' ./tests/e2e)
+lane-others:
+	$(call ON_CLUSTER,-skip '^Test(Live|HA)$$' ./tests/e2e)
+lane-scenarios lane-ptp-scenarios:
+	$(call ON_CLUSTER,-run '^Test($(SCENARIOS))$$' ./tests/netns)
+lane-escapes:
+	$(call ON_CLUSTER,-run '^Test($(ESCAPES))$$' ./tests/netns)
+lane-ptp-install:
+	$(call ON_CLUSTER,-run '^TestInstall$$' ./tests/e2e)
+lane-ptp-scenarios lane-ptp-install: export E2E_CNI := ptp
+lane-ptp-scenarios lane-ptp-install: export E2E_PROXY := nftables
 
 scale: ## the control plane with 10, 100 and 1000 nodes before a real API server; the table in docs/scale.md (20 min, 4 GB; SCALE_FLAGS='--nodes 100')
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/conduit-controller
