@@ -29,16 +29,19 @@ func TestEnrol(t *testing.T) {
 	// One connection, open from before there is a mesh until long after.
 	l.run("keeper", 1, []string{"run", "--target", c.PodIP("server") + ":9000", "--protocol", "http1", "--mode", "open", "--rate", "10", "--requests", "700"}, nil)
 	c.WaitReady("keeper")
+	l.tainted()
 	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion)
 	defer conduit(t, c, "uninstall", "--apply", "--timeout", "2m")
 	for _, step := range []struct {
 		name string
 		run  func(*life)
 	}{
+		{"nodes that waited for their agents", (*life).untainted},
 		{"pods that ran before are enrolled where they are", (*life).ranBefore},
 		{"a bypass is told, and repaired", (*life).bypassed},
 		{"refused, and opted out", (*life).refused},
 		{"jobs and init containers", (*life).jobs},
+		{"the primary plugin is upgraded", (*life).primaryUpgraded},
 		{"no agent, no pod", (*life).failsClosed},
 		{"the bypass is over", (*life).recovered},
 		{"a node starts anew", (*life).reboot},

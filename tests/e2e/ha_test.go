@@ -20,6 +20,12 @@ func TestHA(t *testing.T) {
 	if n := len(w.view.replicas); n != 3 {
 		t.Fatalf("%d replicas", n)
 	}
+	own := w.newAuthority()
+	step := func(name string, run func(*world)) {
+		if !t.Run(name, func(t *testing.T) { w.during(t, run) }) {
+			t.FailNow()
+		}
+	}
 	for _, loss := range []loss{
 		{"its pod is deleted", func(w *world, of *leader) {
 			w.meshed.Kubectl("-n", "conduit", "delete", "pod", of.pod, "--wait=false")
@@ -30,10 +36,12 @@ func TestHA(t *testing.T) {
 		{"its network is gone", func(w *world, of *leader) { w.meshed.Run(of.node, "ip", "route", "add", "blackhole", of.ip) },
 			func(w *world, of *leader) { w.meshed.Run(of.node, "ip", "route", "del", "blackhole", of.ip) }, true},
 	} {
-		if !t.Run(loss.what, func(t *testing.T) { w.during(t, func(w *world) { w.lose(loss) }) }) {
-			t.FailNow()
+		if loss.again != nil { // no replica is started anew from now on
+			step("another issuer is handed in", func(w *world) { w.handIn(own) })
 		}
+		step(loss.what, func(w *world) { w.lose(loss) })
 	}
+	step("issuer, root and certificates rotate", func(w *world) { w.rotate(own) })
 	w.end(t)
 	conduit(t, w.meshed, "uninstall", "--apply", "--timeout", "150s")
 }

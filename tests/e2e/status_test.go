@@ -40,13 +40,18 @@ func newViewer(t *testing.T, c *kubetest.Cluster) *viewer {
 		}
 	})
 	v.token = c.Kubectl("create", "token", "viewer", "--audience=conduit", "--duration=3h")
-	roots := c.Kubectl("-n", "conduit", "get", "configmap", "conduit-trust-roots", "-o", `jsonpath={.data.ca\.crt}`)
 	c.Run(1, "mkdir", "-p", reports)
-	if err := os.WriteFile(c.Node(1).Path(viewerRoots), []byte(roots), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	v.trust(c.Kubectl("-n", "conduit", "get", "configmap", "conduit-trust-roots", "-o", `jsonpath={.data.ca\.crt}`))
 	v.look()
 	return v
+}
+
+// trust has the controller known by these roots.
+func (v *viewer) trust(roots string) {
+	v.t.Helper()
+	if err := os.WriteFile(v.c.Node(1).Path(viewerRoots), []byte(roots), 0o644); err != nil {
+		v.t.Fatal(err)
+	}
 }
 
 // look finds the replicas of now.
