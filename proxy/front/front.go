@@ -56,6 +56,7 @@ type Front struct {
 	codec Codec
 	tcp   *opaque.Server
 	drain bool
+	usher bool
 }
 
 // Serve makes a codec the receiver of c, now or as soon as it is clear which.
@@ -108,6 +109,16 @@ func (f *Front) Drain() {
 			f.c.Close()
 		}
 	})
+}
+
+// Usher is Drain where there is time: nothing ends of which its client was not told, and one that says nothing may go on doing so.
+func (f *Front) Usher() {
+	f.usher = true
+	if sv, ok := f.codec.(*h1.Server); ok {
+		sv.Usher()
+	} else if !f.Undecided() {
+		f.Drain()
+	}
 }
 
 // Quit lets what is under way come to its end, and nothing more begin; without a word yet, nothing is.
@@ -228,6 +239,8 @@ func (f *Front) http(p mesh.Protocol, first []byte) {
 	f.codec = HTTP(f.c, p, f.o.Handler, f.o.Server)
 	if f.drain {
 		f.codec.Drain()
+	} else if f.usher {
+		f.Usher()
 	}
 	if len(first) > 0 {
 		f.codec.Data(first)

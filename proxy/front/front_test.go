@@ -249,6 +249,28 @@ func TestDrainBeforeTheFirstRequest(t *testing.T) {
 	}
 }
 
+// Where there is time, who has said nothing is not ended; the first request is the last.
+func TestUsherBeforeTheFirstRequest(t *testing.T) {
+	r := start(Options{ClientFirst: true})
+	r.f.Usher()
+	r.n.Advance(2 * h1.DrainRest)
+	if r.client.Over() {
+		t.Fatal("a silent connection ended")
+	}
+	r.client.Send(request)
+	r.n.Run()
+	if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "answer") || !r.client.Over() {
+		t.Errorf("got %q, ended %v", got, r.client.Over())
+	}
+	r = start(Options{ClientFirst: true})
+	r.f.Usher()
+	r.f.Drain()
+	r.n.Advance(h1.DrainRest)
+	if !r.client.Over() {
+		t.Error("a silent connection that was ushered does not drain")
+	}
+}
+
 // A stream that was opened for a client that says nothing is nothing to wait for: it ends like an idle connection, unless
 // either side says something in time.
 func TestDrainWithAStreamOpenedAhead(t *testing.T) {

@@ -293,6 +293,37 @@ func TestDrainMeetsARequest(t *testing.T) {
 	}
 }
 
+// Where there is time, no connection ends of which the client was not told: not between two requests, and not with a response that has begun
+// without a word of it.
+func TestUsher(t *testing.T) {
+	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.client.Send(get)
+	r.n.Run()
+	r.app.Send(ok200[:len(ok200)-1])
+	r.n.Run()
+	r.sv.Usher()
+	r.app.Send(ok200[len(ok200)-1:])
+	r.n.Advance(10 * h1.DrainRest)
+	if got := r.client.Take(); strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "ok") || r.client.Over() {
+		t.Fatalf("got %q, ended %v", got, r.client.Ended)
+	}
+	r.client.Send(get)
+	r.n.Run()
+	r.app.Send(ok200)
+	r.n.Run()
+	if got := r.client.Take(); !strings.Contains(got, "connection: close\r\n") || !strings.HasSuffix(got, "ok") || !r.client.Over() {
+		t.Errorf("the next request: got %q, ended %v", got, r.client.Ended)
+	}
+	r = newRig(exchange.ServerOptions{}, exchange.ClientOptions{})
+	r.do(get, ok200)
+	r.sv.Usher()
+	r.sv.Drain()
+	r.n.Advance(h1.DrainRest)
+	if !r.client.Over() {
+		t.Error("an idle connection that was ushered does not drain")
+	}
+}
+
 // A connection that is to begin nothing more ends at once between two requests, and with the one that is under way.
 func TestQuit(t *testing.T) {
 	r := newRig(exchange.ServerOptions{}, exchange.ClientOptions{})

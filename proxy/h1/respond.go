@@ -56,7 +56,7 @@ func (sv *Server) WriteHead(s *exchange.Stream, h *exchange.Head, end bool) {
 		sv.closing = true
 	}
 	// An answer to half a request: nobody knows whether the other half will come, or the next request.
-	sv.closing = sv.closing || sv.drain || !s.Port(exchange.Down).GotEnd
+	sv.closing = sv.closing || sv.drain || sv.last || !s.Port(exchange.Down).GotEnd
 	switch {
 	case sv.closing:
 		b = append(b, "connection: close\r\n"...)

@@ -61,6 +61,7 @@ type Server struct {
 	eof     bool
 	closing bool // the connection ends with the current exchange
 	drain   bool
+	last    bool // the next exchange says that it is the last
 	gone    bool // the connection has ended before its stream
 	kicked  bool // a call of resume is pending
 	stalled bool // the client does not take its answers: nothing more is read until it does
@@ -276,7 +277,7 @@ func (sv *Server) head(b []byte) int {
 func (sv *Server) open(req *exchange.Head, fr framing) {
 	sv.lastUse = sv.o.Clock.Now()
 	sv.minor = req.Minor
-	sv.closing = fr.close || sv.drain
+	sv.closing = fr.close || sv.drain || sv.last
 	sv.s = sv.o.Pool.NewStream(sv, sv.h, &sv.o)
 	end := false
 	switch {
@@ -383,6 +384,9 @@ func (sv *Server) Drain() {
 		sv.idleTimer = sv.o.Clock.After(DrainRest, sv.idle)
 	}
 }
+
+// Usher has the next exchange of which the client can be told so be the last, whenever that is. Nothing ends before.
+func (sv *Server) Usher() { sv.last = true }
 
 // Quit is Drain for a client that may begin nothing more: between two requests the connection ends at once.
 func (sv *Server) Quit() {

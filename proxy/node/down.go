@@ -90,6 +90,15 @@ func (d *down) stale() {
 	}
 }
 
+// usher has d's client end the connection, where its protocol has words for that, and come again: there is time.
+func (d *down) usher() {
+	if d.front != nil {
+		d.front.Usher()
+	} else if d.drain != nil {
+		d.drain()
+	}
+}
+
 // opened counts on c what is known of the way here.
 func (d *down) opened(c *meter.Conns) {
 	if d.queued >= 0 {

@@ -351,7 +351,7 @@ func (n *Node) Busy() bool {
 func (n *Node) Usher() {
 	n.each(func(sh *shard) {
 		for _, s := range sh.shares {
-			sh.usher(s)
+			s.each((*down).usher)
 		}
 	})
 }
