@@ -42,10 +42,7 @@ func TestInstall(t *testing.T) {
 	importImages(c)
 	c.ImportProgram(probedImage, "conduit.io/conduit/tests/e2e/probed")
 	nodes := &byHand{Cluster: c, t: t}
-	var before []string
-	for i := 1; i <= c.Nodes(); i++ {
-		before = append(before, nodes.configs(i))
-	}
+	before := footprint(t, c)
 	conduit(t, c, "check", "--pre")
 	conduit(t, c, "install", "--apply", "--wait", "--timeout", "2m", "--set", "image.tag="+imagesVersion, "--set", "proxy.sameNode=link")
 	conduit(t, c, "check")
@@ -58,6 +55,11 @@ func TestInstall(t *testing.T) {
 	}
 	if n := nodes.metric(2, "response_total", `direction="inbound"`, `tls="mtls"`); n < 200 {
 		t.Errorf("the server's proxy has seen %v responses with mTLS, want 200 and more", n)
+	}
+	for i := 1; i <= c.Nodes(); i++ { // what has to be gone in the end is seen while it is there
+		if programs, rules := attached(t, c, i), steering(c, i); len(programs) < 7 || len(rules) < 4 {
+			t.Errorf("node %d: programs %q, rules and routes %q", i, programs, rules)
+		}
 	}
 	conduit(t, c, "check")
 	t.Run("reach", func(t *testing.T) { reach(t, nodes) })
@@ -72,15 +74,35 @@ func TestInstall(t *testing.T) {
 	if want := fmt.Sprintf("verified: %d nodes clean, 0 objects left", c.Nodes()); !strings.Contains(said, want) || !strings.Contains(said, "verified 0 programs") {
 		t.Errorf("uninstall does not say %q", want)
 	}
-	for i := 1; i <= c.Nodes(); i++ {
-		if after := nodes.configs(i); after != before[i-1] {
-			t.Errorf("node %d: the configuration was\n%s\nand is\n%s", i, before[i-1], after)
-		}
-		if left := c.Run(i, "sh", "-c", "ls -d /sys/fs/bpf/conduit /run/conduit 2>/dev/null || true"); left != "" {
-			t.Errorf("node %d keeps %s", i, left)
-		}
-	}
+	sameFootprint(t, c, before)
+	left(t, c, "client", "server")
 	if err := c.Load("client", c.PodIP("server")+":9000", "--requests", "100"); err != nil {
 		t.Errorf("pods that have left the mesh: %v", err)
 	}
+}
+
+// left checks that of pods which have been in the mesh nothing says so: neither a condition, nor a rule or route in their namespaces.
+func left(t *testing.T, c *kubetest.Cluster, pods ...string) {
+	t.Helper()
+	for _, pod := range pods {
+		if conditions := c.Kubectl("get", "pod", pod, "-o", "jsonpath={.status.conditions[*].type}"); strings.Contains(conditions, "conduit.io") {
+			t.Errorf("pod %s has the conditions %s", pod, conditions)
+		}
+	}
+	for i := 1; i <= c.Nodes(); i++ {
+		if lines := steering(c, i); len(lines) > 0 {
+			t.Errorf("in the namespaces of pods on node %d:\n%s", i, strings.Join(lines, "\n"))
+		}
+	}
+}
+
+// steering are rules and routes of Conduit's in the network namespaces of a node's pods.
+func steering(c *kubetest.Cluster, node int) (lines []string) {
+	const show = "for f in -4 -6; do ip $f rule; ip $f route show table 100 2>/dev/null; done; true"
+	for line := range strings.Lines(c.Run(node, "sh", "-c", "for n in /run/netns/*; do nsenter --net=$n sh -c '"+show+"'; done")) {
+		if strings.Contains(line, "fwmark") || strings.HasPrefix(line, "local default") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
 }
