@@ -71,7 +71,7 @@ ON_CLUSTER = @mkdir -p $(BIN)/e2e; echo "== $@: all of it in $(BIN)/e2e/$@.log";
 LANES_ALL := lane-live lane-others lane-ha lane-scenarios
 .PHONY: $(LANES_ALL) lane-ptp-scenarios lane-ptp-install lane-escapes
 
-e2e: kubernetes ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; one after the other, LANES=1, they take 17 min)
+e2e: kubernetes ## tests on real Kubernetes clusters, which the target starts and stops: after bridge with iptables, then after ptp with nftables (root; 12 min on two processors; LANES is how many run side by side)
 	$(RUN_LANES) lane-live lane-others lane-ha lane-ptp-scenarios lane-ptp-install lane-escapes
 
 e2e-all: kubernetes ## all of that in one combination (E2E_CNI=bridge or ptp, E2E_PROXY=iptables or nftables, E2E_DUAL=1 for IPv6)

@@ -9,32 +9,14 @@ import (
 	"testing"
 
 	"conduit.io/conduit/deploy"
-
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // requested is the memory that an installation requests for each container, in MB of 1000 KB.
 func requested(t *testing.T, values map[string]any) map[string]float64 {
 	t.Helper()
-	objects, err := deploy.Render(values)
-	if err != nil {
-		t.Fatal(err)
-	}
 	all := map[string]float64{}
-	for _, o := range objects {
-		fields, ok, err := unstructured.NestedMap(o.Object, "spec", "template", "spec")
-		if err != nil || !ok {
-			continue
-		}
-		var spec corev1.PodSpec
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fields, &spec); err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range spec.Containers {
-			all[c.Name] = float64(c.Resources.Requests.Memory().Value()) / 1e6
-		}
+	for _, c := range chartContainers(t, values) {
+		all[c.Name] = float64(c.Resources.Requests.Memory().Value()) / 1e6
 	}
 	return all
 }
