@@ -128,10 +128,28 @@ func replace(path string, old, data []byte, info os.FileInfo) error {
 	}
 	if out, _, err := readConfig(temp); err != nil || !bytes.Equal(out, old) {
 		// Ours is in place for this moment; theirs must not be lost.
-		back := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
-		return errors.Join(errChanged, err, back)
+		return errors.Join(errChanged, err, giveBack(temp, path, data))
 	}
 	return syncDir(path)
+}
+
+// giveBack puts the file at temp, which was taken from path in exchange for one with the content placed, in its place again: unless the other
+// program has written once more meanwhile. What comes out then is newer than what was put back, and takes its place in turn.
+func giveBack(temp, path string, placed []byte) error {
+	for {
+		older, _, err := readConfig(temp)
+		if err != nil {
+			return err
+		}
+		if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+			return err
+		}
+		out, _, err := readConfig(temp)
+		if err != nil || bytes.Equal(out, placed) {
+			return err
+		}
+		placed = older
+	}
 }
 
 // create puts a new complete file at path, in the place of one that is there.

@@ -348,6 +348,25 @@ func TestConcurrentWriters(t *testing.T) {
 	mustUninstall(t, in, "10-net.conflist -rw-r-----\n"+version(writes)+"\n")
 }
 
+// TestNewestIsGivenBack: what the other program writes between the two exchanges is not lost for what it wrote before.
+func TestNewestIsGivenBack(t *testing.T) {
+	for name, inPlace := range map[string]string{"it has not written again": "ours", "it has": "newest"} {
+		path := filepath.Join(t.TempDir(), "10-net.conflist")
+		put(t, path, inPlace)
+		put(t, path+".taken", "theirs")
+		if err := giveBack(path+".taken", path, []byte("ours")); err != nil {
+			t.Fatal(err)
+		}
+		want := inPlace
+		if want == "ours" {
+			want = "theirs"
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s: %q is in place, %v; want %q", name, got, err, want)
+		}
+	}
+}
+
 // TestSameContent: files of any length, alike, and different at any place.
 func TestSameContent(t *testing.T) {
 	dir := t.TempDir()
